@@ -1,0 +1,315 @@
+"""Frames to bytes and back.
+
+Layout, little-endian: ``kind u8 | flags u8 | zero u16 | handle u32 | body_len u32`` and the body, zero-padded to a
+multiple of 64 bytes, so that every control frame and every token reply has the same size. Decoding checks every length
+and range before it copies anything and raises ``ProtocolError`` for whatever it does not understand.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from splitglm_core.errors import InputError, ProtocolError
+from splitglm_core.plan import Codec, HeadSide, SplitPlan
+from splitglm_core.sampling import SamplingParams
+from splitglm_wire.frames import (
+    Cancel,
+    Close,
+    Draining,
+    Ended,
+    Error,
+    ErrorCode,
+    Frame,
+    Kind,
+    Open,
+    Opened,
+    Ping,
+    Pong,
+    Reply,
+    Result,
+    Rows,
+    Scope,
+    Step,
+    Truncate,
+)
+from splitglm_wire.limits import (
+    FRAME_ALIGN,
+    MAX_CONTEXT,
+    MAX_ERROR_TEXT_BYTES,
+    MAX_GENERATE,
+    MAX_RECORD_BYTES,
+    MAX_ROWS,
+    MAX_STOP_IDS,
+)
+
+_HEADER: Final = struct.Struct("<BBHII")
+_OPEN: Final = struct.Struct("<16sIIHHHBBHIIIQIdddddHH")
+_STEP: Final = struct.Struct("<IIIBBHI")
+_FENCE_AND: Final = struct.Struct("<II")
+_U32: Final = struct.Struct("<I")
+_PING: Final = struct.Struct("<QI")
+_OPENED: Final = struct.Struct("<IIII")
+_RESULT: Final = struct.Struct("<IIIBBHIII")
+_ERROR: Final = struct.Struct("<IIBBBBIIH")
+_PONG: Final = struct.Struct("<Q")
+
+_CODECS: Final = (Codec.FP32, Codec.BF16, Codec.INT8)
+_HEADS: Final = (HeadSide.DEVICE, HeadSide.CLOUD)
+MAX_GENERATED_HISTORY: Final = MAX_GENERATE
+
+
+def _pad(kind: Kind, handle: int, body: bytes) -> bytes:
+    size = _HEADER.size + len(body)
+    if size > MAX_RECORD_BYTES:
+        raise ProtocolError(f"a frame of {size} bytes does not fit one record")
+    return _HEADER.pack(kind, 0, 0, handle, len(body)) + body + bytes(-size % FRAME_ALIGN)
+
+
+def encode(frame: Frame) -> bytes:
+    """The bytes of a frame, padded. Integers out of range raise ``ProtocolError``: never sent wrapped."""
+    try:
+        return _encode(frame)
+    except struct.error as error:
+        raise ProtocolError(f"a {type(frame).__name__} frame holds a number out of range") from error
+
+
+def _encode(frame: Frame) -> bytes:
+    h = frame.handle
+    match frame:
+        case Open():
+            p, s = frame.plan, frame.sampling
+            body = _OPEN.pack(
+                frame.session_id,
+                frame.fence,
+                frame.request,
+                p.layers,
+                p.s,
+                p.t,
+                _HEADS.index(p.head),
+                _CODECS.index(p.codec),
+                p.chunk_tokens,
+                frame.context,
+                frame.keep,
+                frame.deadline_ms,
+                s.seed,
+                s.top_k,
+                s.temperature,
+                s.top_p,
+                s.repetition_penalty,
+                s.frequency_penalty,
+                s.presence_penalty,
+                len(frame.stop_ids),
+                0,
+            )
+            ids = frame.stop_ids + frame.generated
+            return _pad(Kind.OPEN, h, body + struct.pack(f"<{len(ids)}I", *ids))
+        case Step():
+            head = _STEP.pack(
+                frame.fence, frame.seq, frame.base, frame.rows_kind, frame.reply, frame.rows, frame.generate
+            )
+            return _pad(Kind.STEP, h, head + bytes(frame.payload))
+        case Truncate():
+            return _pad(Kind.TRUNCATE, h, _FENCE_AND.pack(frame.fence, frame.length))
+        case Cancel():
+            return _pad(Kind.CANCEL, h, _FENCE_AND.pack(frame.fence, frame.seq))
+        case Close():
+            return _pad(Kind.CLOSE, h, _U32.pack(frame.fence))
+        case Ping():
+            return _pad(Kind.PING, h, _PING.pack(frame.nonce, frame.size) + bytes(frame.size))
+        case Opened():
+            return _pad(Kind.OPENED, h, _OPENED.pack(frame.fence, frame.request, frame.have, frame.last_seq))
+        case Result():
+            head = _RESULT.pack(
+                frame.fence,
+                frame.seq,
+                frame.index,
+                frame.last,
+                frame.reply,
+                frame.rows,
+                frame.kv_length,
+                min(frame.queue_us, 0xFFFFFFFF),
+                min(frame.compute_us, 0xFFFFFFFF),
+            )
+            return _pad(Kind.RESULT, h, head + bytes(frame.payload))
+        case Error():
+            text = frame.text.encode()[:MAX_ERROR_TEXT_BYTES]
+            head = _ERROR.pack(
+                frame.fence,
+                frame.seq,
+                frame.code,
+                frame.scope,
+                frame.resumable,
+                0,
+                frame.retry_after_ms,
+                frame.have,
+                len(text),
+            )
+            return _pad(Kind.ERROR, h, head + text)
+        case Ended():
+            return _pad(Kind.ENDED, h, b"")
+        case Draining():
+            return _pad(Kind.DRAINING, h, _U32.pack(frame.deadline_ms))
+        case Pong():
+            return _pad(Kind.PONG, h, _PONG.pack(frame.nonce))
+
+
+def decode(data: bytes | bytearray | memoryview) -> Frame:
+    """Parse one frame; payloads are views into ``data``.
+
+    Raises:
+        ProtocolError: anything malformed, unknown or out of bounds.
+    """
+    view = memoryview(data)
+    if not _HEADER.size <= len(view) <= MAX_RECORD_BYTES or len(view) % FRAME_ALIGN:
+        raise ProtocolError("a frame has an impossible size")
+    kind, flags, zero, handle, length = _HEADER.unpack_from(view)
+    if flags or zero or _HEADER.size + length > len(view) or len(view) - _HEADER.size - length >= FRAME_ALIGN:
+        raise ProtocolError("a frame's header is malformed")
+    body = view[_HEADER.size : _HEADER.size + length]
+    try:
+        return _decode(kind, handle, body)
+    except (struct.error, ValueError, IndexError, InputError) as error:
+        # InputError: plan and sampling parameters validate themselves; here the peer broke them, not the user.
+        raise ProtocolError("a frame's body is malformed") from error
+
+
+def _decode(kind: int, handle: int, body: memoryview) -> Frame:
+    if kind == Kind.STEP:
+        fence, seq, base, rows_kind, reply, rows, generate = _STEP.unpack_from(body)
+        if not (0 < rows <= MAX_ROWS and base + rows <= MAX_CONTEXT and generate <= MAX_GENERATE and seq > 0):
+            raise ProtocolError("a step is out of bounds")
+        return Step(
+            handle=handle,
+            fence=fence,
+            seq=seq,
+            base=base,
+            rows_kind=Rows(rows_kind),
+            rows=rows,
+            reply=Reply(reply),
+            generate=generate,
+            payload=body[_STEP.size :],
+        )
+    if kind == Kind.RESULT:
+        fence, seq, index, last, reply, rows, kv_length, queue_us, compute_us = _RESULT.unpack_from(body)
+        if rows > MAX_ROWS or last > 1:
+            raise ProtocolError("a result is out of bounds")
+        return Result(
+            handle=handle,
+            fence=fence,
+            seq=seq,
+            index=index,
+            last=bool(last),
+            reply=Reply(reply),
+            kv_length=kv_length,
+            rows=rows,
+            queue_us=queue_us,
+            compute_us=compute_us,
+            payload=body[_RESULT.size :],
+        )
+    if kind == Kind.OPEN:
+        return _decode_open(handle, body)
+    if kind == Kind.ERROR:
+        fence, seq, code, scope, resumable, _, retry, have, text_len = _ERROR.unpack_from(body)
+        text = bytes(body[_ERROR.size :])
+        if len(text) != text_len or text_len > MAX_ERROR_TEXT_BYTES or resumable > 1:
+            raise ProtocolError("an error frame is out of bounds")
+        return Error(
+            handle=handle,
+            fence=fence,
+            seq=seq,
+            code=ErrorCode(code),
+            scope=Scope(scope),
+            resumable=bool(resumable),
+            retry_after_ms=retry,
+            have=have,
+            text=text.decode("utf-8"),
+        )
+    if kind == Kind.PING:
+        nonce, size = _PING.unpack_from(body)
+        if len(body) != _PING.size + size:
+            raise ProtocolError("a ping's size is wrong")
+        return Ping(handle=handle, nonce=nonce, size=size)
+    return _decode_fixed(kind, handle, body)
+
+
+def _decode_fixed(kind: int, handle: int, body: memoryview) -> Frame:
+    """Frames whose body has exactly one size."""
+
+    def unpack(shape: struct.Struct) -> tuple[int, ...]:
+        if len(body) != shape.size:
+            raise ProtocolError("a frame has the wrong length")
+        return shape.unpack(body)
+
+    if kind == Kind.TRUNCATE:
+        fence, length = unpack(_FENCE_AND)
+        return Truncate(handle=handle, fence=fence, length=length)
+    if kind == Kind.CANCEL:
+        fence, seq = unpack(_FENCE_AND)
+        return Cancel(handle=handle, fence=fence, seq=seq)
+    if kind == Kind.CLOSE:
+        return Close(handle=handle, fence=unpack(_U32)[0])
+    if kind == Kind.OPENED:
+        fence, request, have, last_seq = unpack(_OPENED)
+        return Opened(handle=handle, fence=fence, request=request, have=have, last_seq=last_seq)
+    if kind == Kind.ENDED:
+        unpack(struct.Struct(""))
+        return Ended(handle=handle)
+    if kind == Kind.DRAINING:
+        return Draining(handle=handle, deadline_ms=unpack(_U32)[0])
+    if kind == Kind.PONG:
+        return Pong(handle=handle, nonce=unpack(_PONG)[0])
+    raise ProtocolError("a frame is of an unknown kind")
+
+
+def _decode_open(handle: int, body: memoryview) -> Open:
+    (
+        session_id,
+        fence,
+        request,
+        layers,
+        s,
+        t,
+        head,
+        codec,
+        chunk,
+        context,
+        keep,
+        deadline_ms,
+        seed,
+        top_k,
+        temperature,
+        top_p,
+        repetition,
+        frequency,
+        presence,
+        stops,
+        zero,
+    ) = _OPEN.unpack_from(body)
+    tail = body[_OPEN.size :]
+    if zero or len(tail) % 4 or len(tail) // 4 > MAX_STOP_IDS + MAX_GENERATED_HISTORY:
+        raise ProtocolError("an open frame is malformed")
+    if stops > MAX_STOP_IDS or stops > len(tail) // 4 or not 0 < context <= MAX_CONTEXT:
+        raise ProtocolError("an open frame is out of bounds")
+    ids = struct.unpack(f"<{len(tail) // 4}I", tail)
+    return Open(
+        handle=handle,
+        session_id=bytes(session_id),
+        fence=fence,
+        request=request,
+        plan=SplitPlan(layers=layers, s=s, t=t, head=_HEADS[head], codec=_CODECS[codec], chunk_tokens=chunk),
+        context=context,
+        keep=keep,
+        sampling=SamplingParams(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition,
+            frequency_penalty=frequency,
+            presence_penalty=presence,
+            seed=seed,
+        ),
+        deadline_ms=deadline_ms,
+        stop_ids=ids[:stops],
+        generated=ids[stops:],
+    )

@@ -1,0 +1,89 @@
+"""What a cloud says about itself: the authenticated payload of the handshake's second message.
+
+It travels sealed, so a mismatch of model or version can be told clearly without an unauthenticated error path.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from splitglm_core.errors import ProtocolError
+from splitglm_core.plan import Codec, Precision
+from splitglm_core.ranges import LayerRange
+from splitglm_wire.limits import MAX_CONTEXT, MAX_MANIFEST_BYTES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloudManifest:
+    """Facts a device needs before its first request.
+
+    Attributes:
+        version: version of the cloud's splitglm.
+        fingerprint: 32 bytes, SHA-256 of the served checkpoint's manifest.
+        layers: decoder layers that the cloud can be asked for.
+        embedding: True when token ids can go up.
+        head: True when the cloud can sample.
+        precision: weight precision of its layers.
+        codecs: codecs it accepts.
+        max_context: largest number of positions of a session.
+        profile: the partitioner's cloud profile as JSON text, opaque to the wire.
+    """
+
+    version: str
+    fingerprint: bytes
+    layers: LayerRange
+    embedding: bool
+    head: bool
+    precision: Precision
+    codecs: tuple[Codec, ...]
+    max_context: int
+    profile: str
+
+    def to_bytes(self) -> bytes:
+        data = json.dumps(
+            {
+                "version": self.version,
+                "fingerprint": self.fingerprint.hex(),
+                "layers": [self.layers.start, self.layers.stop],
+                "embedding": self.embedding,
+                "head": self.head,
+                "precision": self.precision.value,
+                "codecs": [c.value for c in self.codecs],
+                "max_context": self.max_context,
+                "profile": self.profile,
+            },
+            separators=(",", ":"),
+        ).encode()
+        if len(data) > MAX_MANIFEST_BYTES:
+            raise ProtocolError(f"the manifest has {len(data)} bytes, more than {MAX_MANIFEST_BYTES}")
+        return data
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> CloudManifest:
+        """Parse a peer's manifest.
+
+        Raises:
+            ProtocolError: it is too long, not JSON or not of the expected form.
+        """
+        if len(data) > MAX_MANIFEST_BYTES:
+            raise ProtocolError("the cloud's manifest is too long")
+        try:
+            raw = json.loads(data)
+            start, stop = raw["layers"]
+            manifest = cls(
+                version=str(raw["version"])[:64],
+                fingerprint=bytes.fromhex(raw["fingerprint"]),
+                layers=LayerRange(int(start), int(stop)),
+                embedding=bool(raw["embedding"]),
+                head=bool(raw["head"]),
+                precision=Precision(raw["precision"]),
+                codecs=tuple(Codec(c) for c in raw["codecs"]),
+                max_context=int(raw["max_context"]),
+                profile=str(raw["profile"]),
+            )
+        except Exception as error:  # any shape of malformed JSON is one and the same fault of the peer
+            raise ProtocolError("the cloud's manifest is malformed", "update both sides to the same version") from error
+        if len(manifest.fingerprint) != 32 or not 0 < manifest.max_context <= MAX_CONTEXT or not manifest.codecs:
+            raise ProtocolError("the cloud's manifest is out of bounds", "update both sides to the same version")
+        return manifest
