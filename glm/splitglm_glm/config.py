@@ -146,6 +146,11 @@ def parse_config(raw: Mapping[str, Any]) -> GlmConfig:
 
 def _parse_hf(model_type: str, reader: ConfigReader) -> GlmConfig:
     reader.require("hidden_act", "silu", default="silu", why="the MLP of GLM is SwiGLU")
+    # Early conversions of ChatGLM files carry these along.
+    reader.require("use_rms_norm", True, default=True, why="LayerNorm is another model")
+    reader.require("post_layer_norm", True, default=True, why="the decoder ends in a norm")
+    reader.require("apply_residual_connection_post_layernorm", False, default=False, why="the block is pre-norm")
+    reader.require("linear_bias", False, default=False, why="only Q, K and V may have a bias")
     # transformers >= 5 nests the rotary settings; a rope_scaling of older files takes precedence, as it does there.
     scaling = reader.table("rope_scaling")
     rope = scaling or reader.table("rope_parameters")

@@ -28,6 +28,7 @@ _BOOKKEEPING: Final = frozenset(
         "output_hidden_states",
         "pad_token_id",
         "problem_type",
+        "resid_pdrop",
         "return_dict",
         "torch_dtype",
         "transformers_version",
@@ -36,23 +37,27 @@ _BOOKKEEPING: Final = frozenset(
 )
 HF_KEYS: Final = _BOOKKEEPING | frozenset(
     {
+        "apply_residual_connection_post_layernorm",
         "attention_bias",
         "eos_token_id",
         "head_dim",
         "hidden_act",
         "hidden_size",
         "intermediate_size",
+        "linear_bias",
         "max_position_embeddings",
         "model_type",
         "num_attention_heads",
         "num_hidden_layers",
         "num_key_value_heads",
         "partial_rotary_factor",
+        "post_layer_norm",
         "rms_norm_eps",
         "rope_parameters",
         "rope_scaling",
         "rope_theta",
         "tie_word_embeddings",
+        "use_rms_norm",
         "vocab_size",
     }
 )
