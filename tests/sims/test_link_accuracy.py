@@ -75,15 +75,15 @@ def test_a_large_transfer_runs_at_the_slower_direction_and_arrives_whole(
     payload = bytes(range(256)) * (size // 256)
 
     def measure() -> float:
-        with run_in_thread(LinkEmulator("127.0.0.1", threaded_echo_port, up, down)) as link:
-            with connect(link.port) as client:
-                round_trip_s(client, 1)
-                sender = threading.Thread(target=client.sendall, args=(payload,))
-                start = time.perf_counter()
-                sender.start()
-                echoed = receive(client, len(payload))
-                took_s = time.perf_counter() - start
-                sender.join()
+        link = LinkEmulator("127.0.0.1", threaded_echo_port, up, down)
+        with run_in_thread(link), connect(link.port) as client:
+            round_trip_s(client, 1)
+            sender = threading.Thread(target=client.sendall, args=(payload,))
+            start = time.perf_counter()
+            sender.start()
+            echoed = receive(client, len(payload))
+            took_s = time.perf_counter() - start
+            sender.join()
         assert echoed == payload
         assert link.counters.up_entered_bytes == link.counters.down_delivered_bytes == len(payload) + 1
         return len(payload) / (took_s - 0.02)
