@@ -1,0 +1,169 @@
+"""Keys and values of one request: fixed buffers that ONNX Runtime writes in place."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from splitglm_core.errors import InternalError, PromptTooLong
+from splitglm_core.ranges import LayerRange
+from splitglm_glm.config import GlmConfig
+from splitglm_glm.rotary import RotaryTable
+
+_RECENT_LENGTHS = 3  # bindings kept besides the one of single tokens: prefill chunk, its remainder, draft length
+
+
+class LazyBuffer:
+    """Zeroed float32 memory that the system commits page by page at first touch.
+
+    It is mapped directly and excluded from huge pages: a long capacity costs nothing until positions are used.
+    """
+
+    def __init__(self, dims: tuple[int, ...]) -> None:
+        self.bytes = int(np.prod(dims)) * 4
+        pages = mmap.mmap(-1, max(1, self.bytes))
+        if hasattr(mmap, "MADV_NOHUGEPAGE"):
+            try:
+                pages.madvise(mmap.MADV_NOHUGEPAGE)
+            except OSError:  # a kernel without huge pages has nothing to switch off
+                pass
+        self.array: NDArray[np.float32] = np.frombuffer(pages, np.float32, int(np.prod(dims))).reshape(dims)
+
+
+class LengthBinding:
+    """Hidden-state buffers for passes of ``n`` positions and the per-layer IOBindings over them.
+
+    Layer ``i`` reads buffer ``i % 2`` and writes the other, so the bindings do not depend on where a range starts.
+    """
+
+    def __init__(self, n: int, hidden: int) -> None:
+        self.buffers = tuple(np.zeros((1, n, hidden), np.float32) for _ in range(2))
+        # Two separate arrays on purpose: an OrtValue aliases the array it was made from.
+        self.values = tuple(ort.OrtValue.ortvalue_from_numpy(buffer) for buffer in self.buffers)
+        self.by_layer: dict[int, ort.IOBinding] = {}
+
+
+class KvCache:
+    """Keys and values of one request for a range of layers, float32 ``[1, kv_heads, capacity, head_dim]`` each.
+
+    One request uses a cache at a time; different caches may be used from different threads at once.
+    """
+
+    def __init__(self, layers: LayerRange, capacity: int, config: GlmConfig, rotary: RotaryTable) -> None:
+        if capacity < 1 or rotary.positions < capacity:
+            raise InternalError(f"a cache of {capacity} positions needs a rotary table of as many")
+        self.layers = layers
+        self.capacity = capacity
+        shape = config.shape
+        self._hidden = shape.hidden
+        self._rotary = rotary
+        self._lengths = [0] * len(layers)
+        dims = (1, shape.kv_heads, capacity, shape.head_dim)
+        self._buffers = [(LazyBuffer(dims), LazyBuffer(dims)) for _ in layers]
+        value = ort.OrtValue.ortvalue_from_numpy
+        self._values = [(value(key.array), value(val.array)) for key, val in self._buffers]
+        self._last_position = np.zeros(1, np.int32)
+        self._total_length = np.zeros((), np.int32)
+        self._positions = (value(self._last_position), value(self._total_length))
+        self._bindings: dict[int, LengthBinding] = {}
+
+    @property
+    def length(self) -> int:
+        """Positions held by every layer (0 without layers)."""
+        return min(self._lengths, default=0)
+
+    def length_of(self, layers: LayerRange) -> int:
+        """Positions held by the layers of ``layers``, which must agree.
+
+        Raises:
+            InternalError: they lie outside this cache or hold different numbers of positions.
+        """
+        if not self.layers.covers(layers):
+            raise InternalError(f"layers {layers} are not in a cache of {self.layers}")
+        lengths = set(self._lengths[layers.start - self.layers.start : layers.stop - self.layers.start])
+        if len(lengths) > 1:
+            raise InternalError(f"layers {layers} of a cache hold different numbers of positions")
+        return lengths.pop() if lengths else 0
+
+    def truncate(self, length: int) -> None:
+        """Forget positions from ``length`` on; layers that hold fewer are left alone. Nothing is copied or cleared."""
+        if length < 0:
+            raise InternalError(f"a cache cannot be truncated to {length} positions")
+        self._lengths = [min(held, length) for held in self._lengths]
+
+    def bytes_reserved(self) -> int:
+        """Address space of keys and values; memory is committed only for positions that were used."""
+        return sum(key.bytes + val.bytes for key, val in self._buffers)
+
+    def close(self) -> None:
+        """Give the memory back; the cache must not be used afterwards."""
+        self._bindings.clear()
+        self._values.clear()
+        self._buffers.clear()
+        self._lengths = []
+        self.layers = LayerRange(self.layers.start, self.layers.start)
+
+    def run(
+        self, hidden: NDArray[np.float32], layers: LayerRange, session_of: Callable[[int], ort.InferenceSession]
+    ) -> NDArray[np.float32]:
+        """Run ``hidden [n, hidden]`` at the next positions of ``layers`` and append them; returns a new array.
+
+        Raises:
+            PromptTooLong: the positions exceed the capacity; the cache is unchanged.
+        """
+        n = hidden.shape[0]
+        start = self.length_of(layers)
+        if start + n > self.capacity:
+            raise PromptTooLong(
+                f"{start + n} positions do not fit a cache of {self.capacity}",
+                "shorten the prompt or ask for fewer tokens",
+            )
+        if n == 0 or len(layers) == 0:
+            return hidden.copy()
+        binding = self._binding(n)
+        binding.buffers[layers.start % 2][0] = hidden
+        self._last_position[0] = start + n - 1
+        self._total_length[...] = start + n
+        for layer in layers:
+            session = session_of(layer)
+            bound = binding.by_layer.get(layer)
+            if bound is None:
+                bound = binding.by_layer[layer] = self._bind(session, layer, binding)
+            session.run_with_iobinding(bound)
+        for layer in layers:
+            self._lengths[layer - self.layers.start] = start + n
+        result: NDArray[np.float32] = binding.buffers[layers.stop % 2][0].copy()
+        return result
+
+    def _binding(self, n: int) -> LengthBinding:
+        found = self._bindings.pop(n, None)
+        if found is None:
+            others = [length for length in self._bindings if length != 1]
+            if n != 1 and len(others) >= _RECENT_LENGTHS:
+                del self._bindings[others[0]]  # dicts keep insertion order: the least recently used is first
+            found = LengthBinding(n, self._hidden)
+        self._bindings[n] = found
+        return found
+
+    def _bind(self, session: ort.InferenceSession, layer: int, binding: LengthBinding) -> ort.IOBinding:
+        key, value = self._values[layer - self.layers.start]
+        bound = session.io_binding()
+        inputs: Sequence[tuple[str, ort.OrtValue]] = (
+            ("hidden_in", binding.values[layer % 2]),
+            ("past_key", key),
+            ("past_value", value),
+            ("last_position", self._positions[0]),
+            ("total_length", self._positions[1]),
+            ("cos", self._rotary.cos),
+            ("sin", self._rotary.sin),
+        )
+        for name, bound_value in inputs:
+            bound.bind_ortvalue_input(name, bound_value)
+        bound.bind_ortvalue_output("hidden_out", binding.values[(layer + 1) % 2])
+        bound.bind_ortvalue_output("present_key", key)
+        bound.bind_ortvalue_output("present_value", value)
+        return bound

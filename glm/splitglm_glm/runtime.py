@@ -1,0 +1,141 @@
+"""How ONNX Runtime is used: threads, memory and execution providers, the same for every session of a process."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnxruntime as ort
+
+from splitglm_core.errors import DeviceError, ModelInvalid
+
+CPU = "CPUExecutionProvider"
+PROVIDER_PREFERENCE = (
+    "TensorrtExecutionProvider",
+    "CUDAExecutionProvider",
+    "CoreMLExecutionProvider",
+    "QNNExecutionProvider",
+    "XnnpackExecutionProvider",
+    CPU,
+)
+_SEVERITY_ERROR = 3
+_pool_lock = threading.Lock()
+_pool_threads: int | None = None
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeOptions:
+    """Settings of every session of a process.
+
+    Attributes:
+        threads: compute threads per forward pass, the calling one included; 0 means all usable cores.
+        spinning: True keeps one process-wide pool whose threads spin between operators and for some tens of
+            milliseconds after a pass: the fastest decode on an otherwise idle machine. False gives each session
+            its own pool that sleeps: nothing is burnt while waiting for the network or beside other processes.
+        providers: execution providers in order of preference; those not installed are skipped, and the CPU is
+            always the last resort.
+    """
+
+    threads: int = 0
+    spinning: bool = False
+    providers: tuple[str, ...] = PROVIDER_PREFERENCE
+
+    @property
+    def thread_count(self) -> int:
+        return self.threads if self.threads > 0 else usable_cores()
+
+
+@dataclass(slots=True)
+class SessionFactory:
+    """Opens sessions with one set of options and settles on an execution provider.
+
+    The first provider of the preference list that opens a session wins for all later ones; a provider that cannot is
+    recorded with its reason and not tried again.
+
+    Attributes:
+        options: the settings.
+        rejected: provider name -> why it was passed over.
+    """
+
+    options: RuntimeOptions
+    rejected: dict[str, str] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def candidates(self) -> tuple[str, ...]:
+        """Installed providers in order of preference, without the rejected ones; the CPU is last."""
+        installed = set(ort.get_available_providers())
+        wanted = dict.fromkeys((*self.options.providers, CPU))
+        return tuple(name for name in wanted if name in installed and name not in self.rejected)
+
+    def open(self, path: Path) -> ort.InferenceSession:
+        """A session over the graph at ``path``.
+
+        Raises:
+            ModelInvalid: the CPU cannot open the graph either.
+        """
+        with self._lock:
+            for provider in self.candidates():
+                try:
+                    session = self._open_with(path, provider)
+                except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+                    if provider == CPU:
+                        raise ModelInvalid(
+                            f"ONNX Runtime cannot load {path.name}: {_first_line(error)}",
+                            "run `splitglm pull` for this model again",
+                        ) from error
+                    self.rejected[provider] = _first_line(error)
+                    continue
+                if session.get_providers()[0] == provider:
+                    return session
+                self.rejected[provider] = "ONNX Runtime fell back to another provider on its own"
+        raise DeviceError("this build of ONNX Runtime has no CPU provider", "reinstall onnxruntime")
+
+    def _open_with(self, path: Path, provider: str) -> ort.InferenceSession:
+        names = [provider] if provider == CPU else [provider, CPU]
+        return ort.InferenceSession(str(path), session_options(self.options), providers=names)
+
+
+def session_options(options: RuntimeOptions) -> ort.SessionOptions:
+    """Options as measured for chains of one-layer sessions (see docs/performance.md).
+
+    No arena (it doubled resident memory at no gain), no memory pattern (lengths vary), sequential execution.
+    """
+    settings = ort.SessionOptions()
+    settings.log_severity_level = _SEVERITY_ERROR
+    settings.enable_cpu_mem_arena = False
+    settings.enable_mem_pattern = False
+    settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    settings.inter_op_num_threads = 1
+    threads = options.thread_count
+    if threads > 1 and options.spinning and share_thread_pool(threads):
+        settings.use_per_session_threads = False
+        return settings
+    settings.intra_op_num_threads = threads
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return settings
+
+
+def share_thread_pool(threads: int) -> bool:
+    """Create the process-wide pool once. False when it exists with another size or ONNX Runtime refuses."""
+    global _pool_threads
+    with _pool_lock:
+        if _pool_threads is None:
+            try:
+                ort.set_global_thread_pool_sizes(threads, 1)
+            except Exception:  # created by the application before us: its size is unknown
+                return False
+            _pool_threads = threads
+        return _pool_threads == threads
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
