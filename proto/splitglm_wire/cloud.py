@@ -52,6 +52,7 @@ class Configure:
     stop_ids: tuple[int, ...]
     context: int
     keep: int
+    deadline_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,15 @@ class CloudSession:
             self.kv_length = frame.keep
             self._forget_reply()
         return [
-            Configure(frame.plan, frame.sampling, frame.generated, frame.stop_ids, frame.context, self.kv_length),
+            Configure(
+                frame.plan,
+                frame.sampling,
+                frame.generated,
+                frame.stop_ids,
+                frame.context,
+                self.kv_length,
+                frame.deadline_ms,
+            ),
             Send(
                 Opened(
                     handle=frame.handle,

@@ -1,0 +1,111 @@
+"""Where the engine runs. ``Executor`` is the interface; ``InlineExecutor`` is one thread of this process.
+
+Commands are queued in order and applied between batches; outputs come back through ``emit`` on the executor's thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from splitglm_cloud.engine import Emit, Engine
+from splitglm_wire.cloud import Configure
+from splitglm_wire.frames import Step
+
+log = logging.getLogger(__name__)
+
+
+class Executor(Protocol):
+    """Runs sessions' steps somewhere. Every method returns at once; none of them raises for a session's fault."""
+
+    def start(self) -> None: ...
+
+    def stop(self, timeout_s: float) -> bool:
+        """Finish the running batch and free everything. False when it did not end in time."""
+
+    def configure(self, session: int, config: Configure) -> None: ...
+
+    def submit(self, session: int, step: Step) -> None: ...
+
+    def abort(self, session: int, seq: int) -> None: ...
+
+    def cut(self, session: int, length: int) -> None: ...
+
+    def drop(self, session: int) -> None: ...
+
+    @property
+    def waiting(self) -> int:
+        """Steps that wait for their batch."""
+
+
+class InlineExecutor:
+    """The engine in one thread of this process.
+
+    Args:
+        build: makes the engine, given the function that receives its outputs; called in the caller's thread.
+        emit: receives (session, output) on the executor's thread.
+    """
+
+    def __init__(self, build: Callable[[Emit], Engine], emit: Emit) -> None:
+        self._engine = build(emit)
+        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._loop, name="splitglm-engine", daemon=True)
+
+    @property
+    def waiting(self) -> int:
+        return self._engine.waiting
+
+    @property
+    def sessions(self) -> int:
+        return self._engine.sessions
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> bool:
+        self._commands.put(None)
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def configure(self, session: int, config: Configure) -> None:
+        self._commands.put(lambda: self._engine.configure(session, config))
+
+    def submit(self, session: int, step: Step) -> None:
+        self._commands.put(lambda: self._engine.submit(session, step))
+
+    def abort(self, session: int, seq: int) -> None:
+        self._commands.put(lambda: self._engine.abort(session, seq))
+
+    def cut(self, session: int, length: int) -> None:
+        self._commands.put(lambda: self._engine.cut(session, length))
+
+    def drop(self, session: int) -> None:
+        self._commands.put(lambda: self._engine.drop(session))
+
+    def _loop(self) -> None:
+        busy = False
+        while True:
+            try:
+                # Between batches take what is there; with nothing to do, sleep until a command comes.
+                command = self._commands.get(block=not busy)
+            except queue.Empty:
+                busy = self._turn()
+                continue
+            if command is None:
+                return
+            try:
+                command()
+            except Exception:
+                log.exception("an engine command failed")
+            busy = True
+
+    def _turn(self) -> bool:
+        try:
+            return self._engine.turn()
+        except Exception:
+            log.exception("the engine's loop failed")
+            return False

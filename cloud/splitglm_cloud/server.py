@@ -1,0 +1,255 @@
+"""Wiring of a cloud server: model, engine, table, gRPC, health, metrics, and a graceful end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import platformdirs
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from splitglm_cloud.engine import Emit, Engine, Failure
+from splitglm_cloud.executor import InlineExecutor
+from splitglm_cloud.kv_cache import KvLedger
+from splitglm_cloud.metrics import Metrics
+from splitglm_cloud.profile import measure_cloud
+from splitglm_cloud.runner import Runner
+from splitglm_cloud.runner_onnx import OnnxRunner
+from splitglm_cloud.scheduler import Scheduler
+from splitglm_cloud.service import SplitService
+from splitglm_cloud.sessions import SessionTable
+from splitglm_cloud.settings import CloudSettings, split_address
+from splitglm_core.errors import DeviceError, InputError
+from splitglm_core.plan import Codec, Precision
+from splitglm_core.ranges import LayerRange
+from splitglm_core.version import VERSION
+from splitglm_glm.checkpoint import Checkpoint
+from splitglm_glm.opening import Progress, open_checkpoint, open_stack
+from splitglm_glm.runtime import RuntimeOptions
+from splitglm_glm.store import ModelStore
+from splitglm_security.admission import Admission
+from splitglm_security.keys import NodeKey
+from splitglm_wire.cloud import Output
+from splitglm_wire.frames import Draining
+from splitglm_wire.limits import MAX_CONTEXT, MAX_GRPC_MESSAGE_BYTES
+from splitglm_wire.manifest import CloudManifest
+from splitglm_wire.v1 import split_pb2, split_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+SERVICE = split_pb2.DESCRIPTOR.services_by_name["SplitInference"].full_name
+SWEEP_PERIOD_S = 1.0
+
+
+class SystemClock:
+    """The monotonic clock of this machine."""
+
+    def now_s(self) -> float:
+        return time.monotonic()
+
+
+def default_key_file() -> Path:
+    return Path(platformdirs.user_config_dir("splitglm", appauthor=False)) / "node.key"
+
+
+class CloudServer:
+    """A server from its settings. ``start``, then ``wait`` or ``stop``; everything on one event loop."""
+
+    def __init__(self, settings: CloudSettings, *, progress: Progress | None = None) -> None:
+        """Load the model: slow, raises what loading raises, listens to nobody yet."""
+        self.settings = settings
+        self.metrics = Metrics()
+        self.node_key = NodeKey.load_or_create(settings.key_file or default_key_file())
+        checkpoint = open_checkpoint(settings.model)
+        shape = checkpoint.config.shape
+        layers = settings.layers or LayerRange(0, shape.layers)
+        if layers.stop > shape.layers or not len(layers):
+            raise InputError(f"layers {layers} are not in a model of {shape.layers} layers")
+        # A cloud that can see text needs the embedding (ids come up) and the head (it samples).
+        embedding, head = settings.text and layers.start == 0, settings.text and layers.stop == shape.layers
+        self.runner = _make_runner(settings, checkpoint, layers, embedding, head, progress)
+        codecs = tuple(Codec)
+        profile = measure_cloud(self.runner, layers, embedding=embedding, head=head, codecs=codecs)
+        self.manifest = CloudManifest(
+            version=VERSION,
+            fingerprint=checkpoint.fingerprint,
+            layers=layers,
+            embedding=embedding,
+            head=head,
+            precision=settings.precision if settings.runner == "onnx" else Precision.FP32,
+            codecs=codecs,
+            max_context=min(settings.max_context or MAX_CONTEXT, shape.max_positions),
+            profile=profile.to_json(),
+        )
+        self.ledger = KvLedger(
+            budget_bytes=settings.kv_budget_bytes, position_layer_bytes=shape.kv_bytes_per_token(layers=1)
+        )
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.executor = InlineExecutor(self._build_engine, self._emit)
+        self.table = SessionTable(
+            manifest=self.manifest,
+            shape=shape,
+            executor=self.executor,
+            metrics=self.metrics,
+            max_sessions=settings.max_sessions,
+            session_ttl_s=settings.session_ttl_s,
+        )
+        self._health = health.aio.HealthServicer()
+        self._server: grpc.aio.Server | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+        self._stopped = asyncio.Event()
+
+    async def start(self) -> int:
+        """Listen and report SERVING; returns the port.
+
+        Raises:
+            DeviceError: the address cannot be bound.
+        """
+        self._loop = asyncio.get_running_loop()
+        self.executor.start()
+        server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=2 * self.settings.max_streams)
+        service = SplitService(
+            table=self.table,
+            node_key=self.node_key,
+            psk=self.settings.psk,
+            manifest=self.manifest,
+            metrics=self.metrics,
+            max_streams=self.settings.max_streams,
+            admission=Admission(),
+        )
+        split_pb2_grpc.add_SplitInferenceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        if self.settings.reflection:
+            reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        host, port = split_address(self.settings.listen)
+        try:
+            bound = server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+        except RuntimeError:
+            bound = 0
+        if bound == 0:
+            self.executor.stop(1.0)
+            raise DeviceError(f"cannot listen on {self.settings.listen}", "choose another port with --listen")
+        if self.settings.metrics_port is not None:
+            self.metrics.serve(host, self.settings.metrics_port)
+        await server.start()
+        self._server = server
+        self._sweeper = asyncio.create_task(self._sweep())
+        for name in ("", SERVICE):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        log.info("serving", extra={"listen": f"{host}:{bound}", "runner": self.runner.name, "key": self.node_key.text})
+        return int(bound)
+
+    async def wait(self) -> None:
+        """Until ``stop`` has finished."""
+        await self._stopped.wait()
+
+    async def stop(self, grace_s: float | None = None) -> None:
+        """Refuse new work, tell every device, let running steps end within the grace, free everything."""
+        grace_s = self.settings.drain_grace_s if grace_s is None else grace_s
+        if self._server is None or self.table.draining:
+            return
+        self.table.draining = True
+        for name in ("", SERVICE):
+            await self._health.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
+        for stream in self.table.streams:
+            stream.send(Draining(handle=0, deadline_ms=int(1000 * grace_s)))
+        deadline_s = time.monotonic() + grace_s
+        while self.table.busy and time.monotonic() < deadline_s:
+            await asyncio.sleep(0.02)
+        await self._server.stop(0.2)
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        if not await asyncio.to_thread(self.executor.stop, 5.0):
+            log.error("the engine did not stop in time")
+        self._stopped.set()
+        log.info("stopped")
+
+    def _build_engine(self, emit: Emit) -> Engine:
+        return Engine(self.runner, Scheduler(), self.ledger, SystemClock(), emit)
+
+    def _emit(self, session: int, outcome: Output | Failure) -> None:
+        """Called on the engine's thread."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self.table.on_outcome, session, outcome)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_PERIOD_S)
+            self.table.sweep(time.monotonic())
+            self.metrics.kv_bytes.set(self.ledger.used_bytes)
+            self.metrics.kv_ratio.set(self.ledger.usage_ratio)
+
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_GRPC_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_GRPC_MESSAGE_BYTES),
+    ("grpc.max_metadata_size", 8192),
+    ("grpc.max_concurrent_streams", 64),
+    # A device that vanished is noticed by pings; a device that pings too often is not punished for liveness.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 5),
+    ("grpc.so_reuseport", 0),
+)
+
+
+def _make_runner(
+    settings: CloudSettings,
+    checkpoint: Checkpoint,
+    layers: LayerRange,
+    embedding: bool,
+    head: bool,
+    progress: Progress | None,
+) -> Runner:
+    if settings.runner == "onnx":
+        stack = open_stack(
+            checkpoint,
+            settings.precision,
+            layers=layers,
+            embedding=embedding,
+            head=head,
+            store=ModelStore(),
+            options=RuntimeOptions(threads=settings.threads),
+            progress=progress,
+        )
+        return OnnxRunner(stack, layers, embedding=embedding, head=head)
+    try:
+        from splitglm_cloud.runner_torch import TorchRunner
+    except ImportError as error:
+        raise DeviceError("torch is not installed", "pip install 'splitglm[torch]', or use --runner onnx") from error
+    return TorchRunner(
+        checkpoint, layers, embedding=embedding, head=head, dtype=settings.torch_dtype, threads=settings.threads
+    )
+
+
+async def serve(
+    settings: CloudSettings, *, ready: Callable[[CloudServer, int], None], progress: Progress | None = None
+) -> None:
+    """Load, serve and stop on SIGTERM or SIGINT; a second signal stops at once.
+
+    Args:
+        ready: called with the server and its port once it is serving.
+    """
+    import signal
+
+    server = await asyncio.to_thread(CloudServer, settings, progress=progress)
+    port = await server.start()
+    ready(server, port)
+    loop = asyncio.get_running_loop()
+    stopping: list[asyncio.Task[None]] = []
+
+    def on_signal() -> None:
+        if not stopping:
+            stopping.append(asyncio.ensure_future(server.stop()))
+        else:
+            loop.call_soon(server._stopped.set)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    await server.wait()

@@ -1,0 +1,180 @@
+"""The gRPC servicer: one coroutine per stream turns sealed records into frames and back.
+
+Order of checks on a new stream, cheapest first (an attacker replays one valid first message for nothing, and a
+handshake costs us 0.2 ms of CPU): transport size limit, exact message length, token bucket per peer, half-open limit,
+cryptography. Every failure below the session protocol looks the same from outside: ABORTED and one constant text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+
+from splitglm_cloud.metrics import Metrics
+from splitglm_cloud.sessions import SessionTable
+from splitglm_core.errors import Overloaded, ProtocolError, SecurityError, SplitGlmError, VersionMismatch
+from splitglm_security.admission import Admission
+from splitglm_security.channel import Channel, Kind
+from splitglm_security.handshake import Established, Responder
+from splitglm_security.keys import NodeKey
+from splitglm_wire import framing
+from splitglm_wire.frames import Frame, Opened
+from splitglm_wire.manifest import CloudManifest
+from splitglm_wire.v1 import split_pb2, split_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+PUBLIC_ERROR = "secure channel failed"
+HANDSHAKE_DEADLINE_S = 5.0
+OUTBOX_FRAMES = 512
+"""Replies waiting for a device that does not read; beyond this its stream is closed. Its KV caches are kept."""
+
+
+class DeviceStream:
+    """One device's connection: its outbox and its channel."""
+
+    def __init__(self, established: Established) -> None:
+        self.channel: Channel = established.channel
+        self.log_id = established.log_id
+        self._outbox: asyncio.Queue[Frame | None] = asyncio.Queue()
+        self.overflowed = False
+        self._opened = False
+
+    def send(self, frame: Frame) -> None:
+        if self._outbox.qsize() >= OUTBOX_FRAMES:
+            self.overflowed = True
+            self._outbox.put_nowait(None)
+        elif not self.overflowed:
+            self._outbox.put_nowait(frame)
+
+    def finish(self) -> None:
+        """Nothing more will be sent: the writer says goodbye and ends."""
+        self._outbox.put_nowait(None)
+
+    async def write_all(self, write: Callable[[split_pb2.Sealed], Any], metrics: Metrics) -> None:
+        """Seal and write frames until ``finish``."""
+        while (frame := await self._outbox.get()) is not None:
+            if isinstance(frame, Opened):
+                # Each reply gets keys of its own: those of finished ones are gone when it begins.
+                if self._opened:
+                    await write(split_pb2.Sealed(frame=self.channel.key_update()))
+                self._opened = True
+            record = self.channel.seal(framing.encode(frame))
+            metrics.wire_bytes.labels("down").inc(len(record))
+            await write(split_pb2.Sealed(frame=record))
+        if not self.overflowed:
+            await write(split_pb2.Sealed(frame=self.channel.close()))
+
+
+class SplitService(split_pb2_grpc.SplitInferenceServicer):
+    """``Connect``: a handshake, then records."""
+
+    def __init__(
+        self,
+        *,
+        table: SessionTable,
+        node_key: NodeKey,
+        psk: bytes | None,
+        manifest: CloudManifest,
+        metrics: Metrics,
+        max_streams: int,
+        admission: Admission,
+    ) -> None:
+        self._table = table
+        self._node_key = node_key
+        self._psk = psk
+        self._manifest = manifest
+        self._metrics = metrics
+        self._admission = admission
+        self._max_streams = max_streams
+
+    async def Connect(  # the name is the schema's
+        self, request_iterator: AsyncIterator[split_pb2.Sealed], context: grpc.aio.ServicerContext
+    ) -> None:
+        try:
+            opened = await self._handshake(aiter(request_iterator), context)
+        except VersionMismatch:
+            self._metrics.handshakes.labels("version").inc()
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "protocol version not supported")
+        except Overloaded as error:
+            self._metrics.handshakes.labels("busy").inc()
+            await context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED, f"busy, retry after {error.retry_after_s or 1.0:.2f} s"
+            )
+        except (SplitGlmError, TimeoutError, StopAsyncIteration):
+            self._metrics.handshakes.labels("failed").inc()
+            await context.abort(grpc.StatusCode.ABORTED, PUBLIC_ERROR)
+        if opened is None:
+            return
+        stream, first = opened
+        self._table.attach(stream)
+        writer = asyncio.create_task(stream.write_all(context.write, self._metrics))
+        reader = asyncio.create_task(self._read(stream, first, aiter(request_iterator)))
+        try:
+            await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+            failure = reader.exception() if reader.done() and not reader.cancelled() else None
+            if isinstance(failure, (SecurityError, ProtocolError)):
+                log.warning("stream closed", extra={"stream": stream.log_id, "reason": type(failure).__name__})
+                await context.abort(grpc.StatusCode.ABORTED, PUBLIC_ERROR)
+            elif failure is not None:
+                log.error("stream failed", extra={"stream": stream.log_id, "reason": type(failure).__name__})
+                await context.abort(grpc.StatusCode.INTERNAL, "internal error")
+            stream.finish()
+            await writer
+        finally:
+            reader.cancel()
+            writer.cancel()
+            await asyncio.gather(reader, writer, return_exceptions=True)
+            self._table.detach(stream, time.monotonic())
+            stream.channel.discard()
+
+    async def _handshake(
+        self, requests: AsyncIterator[split_pb2.Sealed], context: grpc.aio.ServicerContext
+    ) -> tuple[DeviceStream, bytes] | None:
+        """The stream and its first record, proven to be the device's; None when the device holds another model."""
+        async with asyncio.timeout(HANDSHAKE_DEADLINE_S):
+            message = (await anext(requests)).frame
+        if len(self._table.streams) >= self._max_streams:
+            raise Overloaded("too many streams", code="OVERLOADED", retry_after_s=1.0)
+        ticket = self._admission.admit(_peer_host(context.peer()), message, time.monotonic())
+        try:
+            responder = Responder(self._node_key, psk=self._psk)
+            hello = responder.accept(message)
+            reply, established = responder.reply(self._manifest.to_bytes())
+            await context.write(split_pb2.Sealed(frame=reply))
+            if hello.model_fingerprint != self._manifest.fingerprint:
+                # The authenticated manifest in the reply tells the device what is wrong.
+                self._metrics.handshakes.labels("model").inc()
+                established.channel.discard()
+                return None
+            async with asyncio.timeout(HANDSHAKE_DEADLINE_S):
+                first = established.channel.open((await anext(requests)).frame)
+            self._admission.complete(ticket, time.monotonic())
+        finally:
+            self._admission.abandon(ticket)
+        self._metrics.handshakes.labels("ok").inc()
+        return DeviceStream(established), bytes(first.payload)
+
+    async def _read(self, stream: DeviceStream, first: bytes, requests: AsyncIterator[split_pb2.Sealed]) -> None:
+        """Hand frames to the table until the device says goodbye."""
+        self._table.receive(stream, framing.decode(first))
+        async for sealed in requests:
+            record = sealed.frame
+            self._metrics.wire_bytes.labels("up").inc(len(record))
+            opened = stream.channel.open(record)
+            if opened.kind is Kind.FIN:
+                return
+            if opened.kind is Kind.DATA:
+                started_s = time.perf_counter()
+                self._table.receive(stream, framing.decode(opened.payload))
+                self._metrics.stage.labels("open").observe(time.perf_counter() - started_s)
+
+
+def _peer_host(peer: str) -> str:
+    """``ipv4:1.2.3.4:5678`` to ``ipv4:1.2.3.4``: a peer's ports must not multiply its allowance."""
+    return peer.rpartition(":")[0] or peer

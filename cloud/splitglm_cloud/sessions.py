@@ -1,0 +1,263 @@
+"""The table of sessions: which stream owns which session, what may be opened, what is forgotten.
+
+Lives on the event loop's thread. It feeds frames to the sans-IO sessions and carries out the actions they return:
+frames go to the owning stream, work goes to the executor. A session outlives its stream by ``session_ttl_s``, so that
+a device can come back to its KV caches.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from splitglm_cloud.engine import Failure
+from splitglm_cloud.executor import Executor
+from splitglm_cloud.metrics import Metrics
+from splitglm_core.plan import Arm, HeadSide
+from splitglm_core.shapes import ModelShape
+from splitglm_wire.cloud import Abort, Action, CloudSession, Configure, Cut, Drop, Output, Send, Submit
+from splitglm_wire.frames import (
+    Cancel,
+    Close,
+    Error,
+    ErrorCode,
+    Frame,
+    Open,
+    Ping,
+    Pong,
+    Result,
+    Scope,
+    Step,
+    Truncate,
+)
+from splitglm_wire.limits import MAX_SESSIONS_PER_STREAM
+from splitglm_wire.manifest import CloudManifest
+
+
+class Stream(Protocol):
+    """One device's connection, as the table sees it."""
+
+    def send(self, frame: Frame) -> None:
+        """Queue a frame; never blocks. A stream that cannot keep up closes itself."""
+
+
+@dataclass(slots=True, eq=False)
+class _Held:
+    key: int
+    session: CloudSession
+    stream: Stream | None
+    handle: int
+    idle_since_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Attached:
+    handles: dict[int, _Held] = field(default_factory=dict)
+
+
+class SessionTable:
+    """All sessions of a server."""
+
+    def __init__(
+        self,
+        *,
+        manifest: CloudManifest,
+        shape: ModelShape,
+        executor: Executor,
+        metrics: Metrics,
+        max_sessions: int,
+        session_ttl_s: float,
+    ) -> None:
+        self._manifest = manifest
+        self._shape = shape
+        self._executor = executor
+        self._metrics = metrics
+        self._max_sessions = max_sessions
+        self._ttl_s = session_ttl_s
+        self._by_id: dict[bytes, _Held] = {}
+        self._by_key: dict[int, _Held] = {}
+        self._streams: dict[Stream, _Attached] = {}
+        self._keys = itertools.count(1)
+        self.draining = False
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    @property
+    def busy(self) -> int:
+        """Sessions with a step under way."""
+        return sum(held.session.busy for held in self._by_id.values())
+
+    @property
+    def streams(self) -> Sequence[Stream]:
+        return list(self._streams)
+
+    def attach(self, stream: Stream) -> None:
+        self._streams[stream] = _Attached()
+        self._metrics.streams.set(len(self._streams))
+
+    def detach(self, stream: Stream, now_s: float) -> None:
+        """The stream ended; its sessions wait for their device."""
+        attached = self._streams.pop(stream, None)
+        for held in attached.handles.values() if attached else ():
+            held.stream = None
+            held.idle_since_s = now_s
+            self._act(held, held.session.on_stream_lost())
+        self._metrics.streams.set(len(self._streams))
+
+    def receive(self, stream: Stream, frame: Frame) -> None:
+        """Take one frame of a device."""
+        if isinstance(frame, Ping):
+            stream.send(Pong(handle=frame.handle, nonce=frame.nonce))
+            return
+        if isinstance(frame, Open):
+            self._open(stream, frame)
+            return
+        held = self._streams[stream].handles.get(frame.handle)
+        if held is None:
+            self._refuse(stream, frame, ErrorCode.NO_SESSION, "no such session on this stream")
+            return
+        session = held.session
+        match frame:
+            case Step():
+                self._metrics.tokens.labels("prefill").inc(frame.rows)
+                self._act(held, session.on_step(frame))
+            case Truncate():
+                self._act(held, session.on_truncate(frame))
+            case Cancel():
+                self._act(held, session.on_cancel(frame))
+            case Close():
+                self._act(held, session.on_close(frame))
+            case _:
+                self._refuse(stream, frame, ErrorCode.BAD_REQUEST, "a device does not send this frame")
+
+    def on_outcome(self, key: int, outcome: Output | Failure) -> None:
+        """The executor finished a part of a step."""
+        held = self._by_key.get(key)
+        if held is None:
+            return
+        if isinstance(outcome, Output):
+            self._metrics.stage.labels("queue").observe(outcome.queue_us * 1e-6)
+            self._metrics.stage.labels("back").observe(outcome.compute_us * 1e-6)
+            if outcome.last:
+                self._metrics.steps.labels("ok").inc()
+            self._act(held, held.session.on_output(outcome))
+        else:
+            self._metrics.steps.labels("failed").inc()
+            self._act(held, held.session.on_failure(outcome.seq, outcome.code, outcome.text))
+
+    def sweep(self, now_s: float) -> None:
+        """Forget sessions whose device did not come back in time."""
+        for held in list(self._by_id.values()):
+            if held.stream is None and now_s - held.idle_since_s > self._ttl_s:
+                self._forget(held)
+
+    def _open(self, stream: Stream, frame: Open) -> None:
+        refusal = self._refusal(frame)
+        if refusal is not None:
+            self._refuse(stream, frame, *refusal)
+            return
+        handles = self._streams[stream].handles
+        if frame.handle not in handles and len(handles) >= MAX_SESSIONS_PER_STREAM:
+            self._refuse(stream, frame, ErrorCode.OVERLOADED, "too many sessions on one stream")
+            return
+        held = self._by_id.get(frame.session_id)
+        if held is None:
+            if not self._make_room():
+                self._refuse(stream, frame, ErrorCode.OVERLOADED, "the cloud holds as many sessions as it may")
+                return
+            session = CloudSession(session_id=frame.session_id, hidden=self._shape.hidden)
+            held = _Held(next(self._keys), session, stream, frame.handle)
+            self._by_id[frame.session_id] = self._by_key[held.key] = held
+            self._metrics.sessions.set(len(self._by_id))
+        elif held.stream is not stream or held.handle != frame.handle:
+            if frame.fence <= held.session.fence:
+                self._refuse(stream, frame, ErrorCode.FENCED, "a newer stream owns this session")
+                return
+            self._rebind(held, stream, frame.handle)
+        handles[frame.handle] = held
+        self._act(held, held.session.on_open(frame))
+
+    def _rebind(self, held: _Held, stream: Stream, handle: int) -> None:
+        """The device came back on another stream: the old one no longer hears of this session."""
+        if held.stream is not None:
+            self._streams[held.stream].handles.pop(held.handle, None)
+        held.stream, held.handle = stream, handle
+
+    def _refusal(self, frame: Open) -> tuple[ErrorCode, str] | None:
+        plan, offer = frame.plan, self._manifest
+        if self.draining:
+            return ErrorCode.DRAINING, "the cloud is shutting down"
+        if plan.layers != self._shape.layers or plan.arm is Arm.DEVICE or not offer.layers.covers(plan.back):
+            return ErrorCode.BAD_REQUEST, "the cloud does not serve these layers"
+        if plan.arm is Arm.CLOUD and not offer.embedding:
+            return ErrorCode.BAD_REQUEST, "the cloud has no embedding: it takes no token ids"
+        if plan.head is HeadSide.CLOUD and not offer.head:
+            return ErrorCode.BAD_REQUEST, "the cloud has no head: it cannot sample"
+        if plan.codec not in offer.codecs:
+            return ErrorCode.BAD_REQUEST, "the cloud does not speak this codec"
+        if frame.context > offer.max_context:
+            return ErrorCode.TOO_LARGE, "the context is longer than the cloud serves"
+        return None
+
+    def _make_room(self) -> bool:
+        """True when one more session may be held; a session nobody is attached to gives way, longest idle first."""
+        if len(self._by_id) < self._max_sessions:
+            return True
+        idle = [held for held in self._by_id.values() if held.stream is None and not held.session.busy]
+        if not idle:
+            return False
+        self._forget(min(idle, key=lambda held: held.idle_since_s))
+        return True
+
+    def _act(self, held: _Held, actions: Sequence[Action]) -> None:
+        for action in actions:
+            match action:
+                case Send():
+                    self._deliver(held, action.frame)
+                case Configure():
+                    self._executor.configure(held.key, action)
+                case Submit():
+                    self._executor.submit(held.key, action.step)
+                case Abort():
+                    self._executor.abort(held.key, action.seq)
+                case Cut():
+                    self._executor.cut(held.key, action.length)
+                case Drop():
+                    self._forget(held)
+        self._metrics.waiting.set(self._executor.waiting)
+
+    def _deliver(self, held: _Held, frame: Frame) -> None:
+        if isinstance(frame, Error):
+            self._metrics.errors.labels(frame.code.name).inc()
+        elif isinstance(frame, Result) and len(frame.payload) == 4 and frame.rows:
+            self._metrics.tokens.labels("generated").inc()
+        if held.stream is not None:
+            held.stream.send(frame)
+
+    def _forget(self, held: _Held) -> None:
+        self._by_id.pop(held.session.session_id, None)
+        self._by_key.pop(held.key, None)
+        if held.stream is not None and held.stream in self._streams:
+            self._streams[held.stream].handles.pop(held.handle, None)
+        self._executor.drop(held.key)
+        self._metrics.sessions.set(len(self._by_id))
+
+    def _refuse(self, stream: Stream, frame: Frame, code: ErrorCode, text: str) -> None:
+        self._metrics.errors.labels(code.name).inc()
+        busy = code is ErrorCode.OVERLOADED
+        stream.send(
+            Error(
+                handle=frame.handle,
+                fence=getattr(frame, "fence", 0),
+                seq=0,
+                code=code,
+                scope=Scope.SESSION,
+                resumable=busy,
+                retry_after_ms=500 if busy else 0,
+                have=0,
+                text=text,
+            )
+        )

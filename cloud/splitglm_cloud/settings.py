@@ -1,0 +1,89 @@
+"""Settings of a cloud server: every knob with its default and its bounds."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+
+from splitglm_core.errors import InputError
+from splitglm_core.plan import Precision
+from splitglm_core.ranges import LayerRange
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloudSettings:
+    """How to serve one model.
+
+    Attributes:
+        model: name in the store or directory of a checkpoint.
+        listen: host and port; port 0 lets the system choose.
+        layers: decoder layers to load; None loads all.
+        text: False loads neither embedding nor head: such a cloud can serve U-shape sessions only.
+        runner: ``onnx`` or ``torch``.
+        precision: weight precision of the ONNX graphs; torch computes in ``torch_dtype``.
+        threads: compute threads; 0 leaves it to the runtime.
+        max_sessions: sessions held at once, attached or waiting for their device to come back.
+        max_streams: streams open at once.
+        kv_budget_bytes: keys and values of all sessions.
+        max_context: positions of one session; 0 means the model's own limit.
+        session_ttl_s: how long a session survives without a stream.
+        psk: 32 bytes; with it only paired devices can connect.
+        metrics_port: port of ``/metrics``; None serves none.
+        allow_anonymous: serve a non-loopback address without a pairing key.
+    """
+
+    model: str
+    listen: str = "127.0.0.1:7411"
+    layers: LayerRange | None = None
+    text: bool = True
+    runner: str = "onnx"
+    precision: Precision = Precision.INT8
+    torch_dtype: str = "float32"
+    threads: int = 0
+    max_sessions: int = 256
+    max_streams: int = 64
+    kv_budget_bytes: int = 4 << 30
+    max_context: int = 0
+    session_ttl_s: float = 60.0
+    drain_grace_s: float = 10.0
+    key_file: Path | None = None
+    psk: bytes | None = None
+    reflection: bool = False
+    metrics_port: int | None = None
+    allow_anonymous: bool = False
+
+    def __post_init__(self) -> None:
+        if self.runner not in ("onnx", "torch"):
+            raise InputError(f"runner {self.runner!r} is neither onnx nor torch")
+        if self.max_sessions < 1 or self.max_streams < 1 or self.kv_budget_bytes < 1 or self.max_context < 0:
+            raise InputError("max_sessions, max_streams and kv_budget_bytes must be positive, max_context not negative")
+        if self.psk is not None and len(self.psk) != 32:
+            raise InputError("a pairing key has 32 bytes", "make one with `splitglm keys pair`")
+        if self.psk is None and not self.allow_anonymous and not is_loopback(split_address(self.listen)[0]):
+            raise InputError(
+                f"refusing to serve {self.listen} to anybody who can reach it",
+                "pair devices with --psk-file, or say --allow-anonymous if the network is yours",
+            )
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """``host:port`` (``[v6]:port`` too) to its parts.
+
+    Raises:
+        InputError: not of that form, or the port is out of range.
+    """
+    host, colon, port = address.rpartition(":")
+    host = host.strip("[]")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise InputError(f"{address!r} is not HOST:PORT", "write for example 127.0.0.1:7411")
+    return host, int(port)
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
