@@ -159,7 +159,7 @@ def _parse_hf(model_type: str, reader: ConfigReader) -> GlmConfig:
         refuse(f"rope type {show(kind)} is not supported, only 'default'", "remove the RoPE scaling from config.json")
     for key in rope:
         if key not in ("rope_type", "type", "rope_theta", "partial_rotary_factor"):
-            refuse(f"rotary setting {key!r} is not supported", "remove the RoPE scaling from config.json")
+            refuse(f"rotary setting {show(key)} is not supported", "remove the RoPE scaling from config.json")
     vocab = reader.integer("vocab_size")
     shape = ModelShape(
         layers=reader.integer("num_hidden_layers"),

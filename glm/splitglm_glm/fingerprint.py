@@ -97,6 +97,7 @@ class Manifest:
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 json.dump(document, file, indent=1)
+            Path(staged).chmod(0o644)  # mkstemp makes it private; other users of a shared model may read it
             Path(staged).replace(target)
         except BaseException:
             Path(staged).unlink(missing_ok=True)
