@@ -21,7 +21,7 @@ import struct
 from dataclasses import dataclass, field
 from enum import IntEnum
 from threading import Lock
-from typing import Final
+from typing import Final, NoReturn
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -103,6 +103,9 @@ class _Half:
         """Drop the keys: every later call fails."""
         with self._lock:
             self._forget()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a copy of a channel would use its nonces a second time")
 
     @property
     def alive(self) -> bool:
