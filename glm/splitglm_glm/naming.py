@@ -71,10 +71,9 @@ def judge_extras(names: Iterable[str], config: GlmConfig) -> tuple[str, ...]:
             decoder layer (it would change what the layer computes), more layers than in the config, experts, vision,
             adapters.
     """
-    layer_prefix = (_CHATGLM_TOP if config.naming is Naming.CHATGLM else _HF_TOP)[3] + "."
     ignored = []
     for name in sorted(names):
-        if not name.endswith("rotary_emb.inv_freq") and (name.startswith(layer_prefix) or _FOREIGN.search(name)):
+        if _FOREIGN.search(name) and not name.endswith("rotary_emb.inv_freq"):
             raise ModelInvalid(
                 f"tensor {name[:200]!r} does not belong to a {config.shape.layers}-layer {config.model_type} model "
                 f"(attention_bias {str(config.attention_bias).lower()})",
@@ -91,6 +90,7 @@ _CHATGLM_TOP: Final = (
     "transformer.output_layer.weight",
     "transformer.encoder.layers",
 )
+# "layers.<digit>" is any decoder layer: what is left over there is unknown to every naming.
 _FOREIGN: Final = re.compile(r"expert|vision|visual|lora_|prefix_encoder|(^|\.)layers\.\d")
 
 
