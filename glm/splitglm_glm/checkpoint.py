@@ -17,7 +17,14 @@ from splitglm_core.errors import InputError, ModelInvalid
 from splitglm_glm.config import CONFIG_FILE, GlmConfig, load_config
 from splitglm_glm.fingerprint import load_or_build
 from splitglm_glm.naming import Part, TensorMap, judge_extras, tensor_map
-from splitglm_glm.tensor_files import StoredTensor, contained_file, find_tensor_files, read_headers, read_tensor
+from splitglm_glm.tensor_files import (
+    StoredTensor,
+    contained_file,
+    find_tensor_files,
+    read_headers,
+    read_rows,
+    read_tensor,
+)
 
 _MAX_NAMES_SHOWN: Final = 3
 
@@ -132,6 +139,17 @@ class Checkpoint:
     def head(self) -> np.ndarray:
         """LM head [V, H], float32: the embedding itself when the config ties them."""
         return self.embedding() if self._map.head is None else self.tensor(self._map.head.name)
+
+    def embedding_rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows ``[start, stop)`` of the token embeddings, float32: for big vocabularies in little memory."""
+        return self._rows(self._map.embedding, start, stop)
+
+    def head_rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows ``[start, stop)`` of the LM head, float32."""
+        return self._rows(self._map.head or self._map.embedding, start, stop)
+
+    def _rows(self, part: Part, start: int, stop: int) -> np.ndarray:
+        return read_rows(self._tensors[part.name], part.name, start, stop)
 
     def _stack(self, parts: tuple[Part, ...]) -> np.ndarray:
         arrays = [self.tensor(part.name) for part in parts]

@@ -176,6 +176,18 @@ def read_tensor(tensor: StoredTensor, name: str) -> np.ndarray:
     return values
 
 
+def read_rows(tensor: StoredTensor, name: str, start: int, stop: int) -> np.ndarray:
+    """Rows ``[start, stop)`` of a tensor as a fresh float32 array, without reading the others.
+
+    Raises:
+        ModelInvalid: the file is shorter than its header said, or a value is not finite.
+    """
+    row_bytes = math.prod(tensor.shape[1:]) * _STORED[tensor.dtype].itemsize
+    start, stop, _ = slice(start, stop).indices(tensor.shape[0])
+    rows = StoredTensor(tensor.path, tensor.dtype, (stop - start, *tensor.shape[1:]), tensor.offset + start * row_bytes)
+    return read_tensor(rows, name)
+
+
 def _widen(stored: np.ndarray) -> np.ndarray:
     if stored.dtype == np.uint16:  # bfloat16 is the upper half of a float32
         bits = stored.astype("<u4")

@@ -178,3 +178,15 @@ def test_leftovers_of_a_killed_build_are_removed(checkpoint: Checkpoint, tmp_pat
     (tmp_path / "g" / "layer-000.bin.4242.part").write_bytes(np.zeros(100).tobytes())
     ensure_graphs(checkpoint, Precision.INT8, tmp_path / "g", parts=["layer-000"])
     assert not list((tmp_path / "g").glob("*.part"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_vocabulary_rows_are_read_without_the_rest(tmp_path: Path, dtype: str) -> None:
+    checkpoint = Checkpoint.open(write_tiny_checkpoint(tmp_path, layers=1, dtype=dtype))
+    for rows, table in (
+        (checkpoint.embedding_rows, checkpoint.embedding()),
+        (checkpoint.head_rows, checkpoint.head()),
+    ):
+        np.testing.assert_array_equal(rows(3, 50), table[3:50])
+        np.testing.assert_array_equal(rows(0, len(table)), table)
+        assert rows(5, 5).shape == (0, table.shape[1])

@@ -16,15 +16,13 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
-
 from splitglm_core.errors import InternalError, StorageFull
 from splitglm_core.plan import Precision
 from splitglm_glm.checkpoint import Checkpoint
 from splitglm_glm.export.graph import DataFile, Graph, StoredTensor
 from splitglm_glm.export.layers import RECIPES, WeightRecipe, add_decoder_layer, add_embedding, add_head
 from splitglm_glm.export.manifest import BUILDER_VERSION, EMBEDDING, HEAD, GraphFile, GraphsManifest, part_names
-from splitglm_glm.export.quantise import BlockFormat, row_chunks
+from splitglm_glm.export.quantise import BlockFormat
 
 Progress = Callable[[str, int, int], None]
 
@@ -90,9 +88,7 @@ def _build_part(
             add_decoder_layer(graph, config, checkpoint.layer(int(part.rpartition("-")[2])), recipe.layer)
         return {part: _finish(directory, part, graph)}
     with _staged_data(directory, HEAD if config.tie_word_embeddings else part) as data:
-        table = checkpoint.head() if part == HEAD else checkpoint.embedding()
-        stored, form = _store_vocabulary(data, table, recipe.vocabulary)
-        del table
+        stored, form = _store_vocabulary(data, checkpoint, part, recipe.vocabulary)
         graphs: dict[str, Graph] = {}
         if part == EMBEDDING or config.tie_word_embeddings:
             graphs[EMBEDDING] = Graph(data)
@@ -104,14 +100,15 @@ def _build_part(
 
 
 def _store_vocabulary(
-    data: DataFile, table: np.ndarray, recipe: WeightRecipe | None
+    data: DataFile, checkpoint: Checkpoint, part: str, recipe: WeightRecipe | None
 ) -> tuple[tuple[StoredTensor, ...], BlockFormat | None]:
-    """Write a ``[vocab, hidden]`` table; returns where it lies and its format (None: float32)."""
-    if recipe is not None:
-        form = recipe.form(table.shape[1])
-        return data.append_quantised(table, form), form
-    rows = (table[chunk] for chunk in row_chunks(*table.shape))
-    return (data.append(np.dtype(np.float32), table.shape, rows),), None
+    """Write the table ``[vocab, hidden]`` of ``part``; returns where it lies and its format (None: float32)."""
+    vocab, hidden = checkpoint.config.shape.vocab, checkpoint.config.shape.hidden
+    rows_of = checkpoint.head_rows if part == HEAD else checkpoint.embedding_rows
+    if recipe is None:
+        return data.append_rows(rows_of, vocab, hidden), None
+    form = recipe.form(hidden)
+    return data.append_quantised(rows_of, vocab, hidden, form), form
 
 
 @contextlib.contextmanager

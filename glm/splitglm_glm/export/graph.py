@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -18,6 +18,9 @@ MICROSOFT = "com.microsoft"
 _ALIGNMENT = 4096  # ONNX Runtime maps external tensors; a page-aligned offset maps without a copy
 _INLINE_BYTES = 4096  # smaller tensors stay inside the .onnx file
 _OPSET, _MICROSOFT_OPSET, _IR_VERSION = 18, 1, 10
+
+
+RowSource = Callable[[int, int], Float32]  # rows [start, stop) of a matrix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,16 +64,15 @@ class DataFile:
             raise InternalError(f"{tensor.length} bytes written for a tensor of shape {tensor.dims}")
         return tensor
 
-    def append_quantised(self, weights: Float32, form: BlockFormat) -> tuple[StoredTensor, ...]:
-        """Quantise ``weights [N, K]`` a few rows at a time; returns packed, scales and, if asymmetric, zero points."""
-        n, k = weights.shape
+    def append_quantised(self, rows_of: RowSource, n: int, k: int, form: BlockFormat) -> tuple[StoredTensor, ...]:
+        """Quantise an ``[n, k]`` matrix a few rows at a time; returns packed, scales and zero points if asymmetric."""
         blocks = form.blocks_of(k)
         scales = np.empty((n, blocks), np.float32)
         zeros = None if form.symmetric else np.empty((n, form.zero_point_bytes(k)), np.uint8)
 
         def packed_rows() -> Iterable[NDArray[Any]]:
             for rows in row_chunks(n, k):
-                quantised = quantise_rows(weights[rows], form)
+                quantised = quantise_rows(rows_of(rows.start, rows.stop), form)
                 scales[rows] = quantised.scales
                 if zeros is not None and quantised.zero_points is not None:
                     zeros[rows] = quantised.zero_points
@@ -81,6 +83,11 @@ class DataFile:
         if zeros is not None:
             stored.append(self.append(np.dtype(np.uint8), zeros.shape, (zeros,)))
         return tuple(stored)
+
+    def append_rows(self, rows_of: RowSource, n: int, k: int) -> tuple[StoredTensor, ...]:
+        """Write an ``[n, k]`` float32 matrix a few rows at a time."""
+        chunks = (rows_of(rows.start, rows.stop) for rows in row_chunks(n, k))
+        return (self.append(np.dtype(np.float32), (n, k), chunks),)
 
 
 @dataclass(slots=True)

@@ -191,7 +191,15 @@ def _linear(
         graph.node("MatMul", [x, transposed], [product])
     else:
         form = recipe.form(k)
-        _matmul_nbits(graph, x, graph.data.append_quantised(weight, form), form, product, n, k)
+        _matmul_nbits(
+            graph,
+            x,
+            graph.data.append_quantised(lambda start, stop: weight[start:stop], n, k, form),
+            form,
+            product,
+            n,
+            k,
+        )
     if bias is None:
         return product
     return graph.node("Add", [product, graph.constant(f"{name}.bias", bias)], [name])
