@@ -1,0 +1,100 @@
+"""Plans side by side as arrays, so that all of them are priced by the same few vector operations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitglm_core.errors import InputError
+from splitglm_core.plan import Arm, Codec, SplitPlan
+from splitglm_partitioner.arms import Block, make_plan
+from splitglm_partitioner.lanes import Lane, lane_of
+
+Indices = NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Grid:
+    """Plans as columns. Immutable and shared between decisions.
+
+    Attributes:
+        layers: decoder layers of the model.
+        s, t: cuts, ``[plans]``.
+        lane: index into ``lanes``, ``[plans]``.
+        lanes: distinct (arm, codec) pairs.
+        arms: half-open column range of each arm present.
+        deep_start: first column of the U-shapes with ``t < layers``, which come last.
+    """
+
+    layers: int
+    s: Indices
+    t: Indices
+    lane: Indices
+    lanes: tuple[Lane, ...]
+    arms: tuple[tuple[Arm, int, int], ...]
+    deep_start: int
+
+    def plan(self, index: int, chunk_tokens: int) -> SplitPlan:
+        """Column ``index`` as a plan."""
+        lane = self.lanes[self.lane[index]]
+        s, t = int(self.s[index]), int(self.t[index])
+        return make_plan(self.layers, lane.arm, s, t, lane.codec or Codec.BF16, chunk_tokens)
+
+    def find(self, plan: SplitPlan) -> int | None:
+        """The column that is ``plan``'s cut, arm and codec, if any."""
+        for arm, start, stop in self.arms:
+            if arm is plan.arm:
+                codecs = [
+                    i for i, lane in enumerate(self.lanes) if lane.arm is arm and lane.codec in (None, plan.codec)
+                ]
+                here = slice(start, stop)
+                hit = (self.s[here] == plan.s) & (self.t[here] == plan.t)
+                hit &= np.isin(self.lane[here], codecs)
+                found = np.flatnonzero(hit)
+                return start + int(found[0]) if len(found) else None
+        return None
+
+
+@lru_cache(maxsize=256)
+def grid_of_blocks(layers: int, hidden: int, blocks: tuple[Block, ...], codecs: tuple[Codec, ...]) -> Grid:
+    """All plans of ``blocks``, which are grouped by arm with the U-shapes of ``t == layers`` before the others."""
+    lanes: dict[tuple[Arm, Codec | None], Lane] = {}
+    s: list[int] = []
+    t: list[int] = []
+    lane: list[int] = []
+    arms: dict[Arm, tuple[int, int]] = {}
+    deep_start = -1
+    for block in blocks:
+        if block.arm is Arm.USHAPE and block.t < layers and deep_start < 0:
+            deep_start = len(s)
+        arms.setdefault(block.arm, (len(s), len(s)))
+        for codec in codecs if block.arm in (Arm.SPLIT, Arm.USHAPE) else (Codec.BF16,):
+            made = lane_of(block.arm, codec, hidden)
+            lanes.setdefault((made.arm, made.codec), made)
+            cuts = range(block.s_start, block.s_stop)
+            s.extend(cuts)
+            t.extend([block.t] * len(cuts))
+            lane.extend([list(lanes).index((made.arm, made.codec))] * len(cuts))
+        arms[block.arm] = (arms[block.arm][0], len(s))
+    columns = [np.array(values, dtype=np.intp) for values in (s, t, lane)]
+    for column in columns:
+        column.setflags(write=False)
+    return Grid(
+        layers=layers,
+        s=columns[0],
+        t=columns[1],
+        lane=columns[2],
+        lanes=tuple(lanes.values()),
+        arms=tuple((arm, start, stop) for arm, (start, stop) in arms.items()),
+        deep_start=deep_start if deep_start >= 0 else len(s),
+    )
+
+
+def grid_of_plan(plan: SplitPlan, hidden: int) -> Grid:
+    """A grid of one. InputError for a plan that drafts: its cost depends on acceptance, which this grid lacks."""
+    if plan.draft_tokens:
+        raise InputError("a plan with a drafter cannot be priced without acceptance statistics", "set draft_tokens=0")
+    return grid_of_blocks(plan.layers, hidden, (Block(plan.arm, plan.t, plan.s, plan.s + 1),), (plan.codec,))

@@ -1,0 +1,151 @@
+"""What is asked: one request's size, privacy, deadline, objective and whatever the caller has fixed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from splitglm_core.errors import InputError, PromptTooLong
+from splitglm_core.plan import Arm, Codec, Privacy, SplitPlan
+from splitglm_core.shapes import ModelShape
+from splitglm_partitioner.bounds import MAX_BYTES, MAX_LAYERS, MAX_SECONDS, MAX_TOKENS, check_count, check_number
+from splitglm_partitioner.profiles import CloudProfile, DeviceProfile, LinkEstimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """Weights of what is minimised: ``latency * total_s + ttft * ttft_s + energy * joules + cloud_cost * price``.
+
+    ``cloud_cost`` multiplies the cloud's stated price of the request; without a stated price the cloud is left out.
+    ``energy`` multiplies joules; a request that weighs them is refused while no profile measures them.
+    """
+
+    latency: float = 1.0
+    ttft: float = 0.0
+    energy: float = 0.0
+    cloud_cost: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("latency", "ttft", "energy", "cloud_cost"):
+            check_number(f"objective weight {name}", getattr(self, name), 0.0, 1e9)
+        if self.latency == self.ttft == self.energy == self.cloud_cost == 0.0:
+            raise InputError("all objective weights are 0: nothing to choose by", "set latency=1")
+        if self.energy > 0.0:
+            raise InputError("no device profile measures joules, so energy cannot be weighed", "set energy=0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fixed:
+    """What the caller decided beforehand; None leaves it to the policy."""
+
+    arm: Arm | None = None
+    s: int | None = None
+    t: int | None = None
+    codec: Codec | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("s", self.s), ("t", self.t)):
+            if value is not None:
+                check_count(f"fixed {name}", value, 0, MAX_LAYERS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warm:
+    """An open session: its plan, and how many leading tokens of this prompt its KV caches hold on both sides."""
+
+    plan: SplitPlan
+    cached_tokens: int
+
+    def __post_init__(self) -> None:
+        check_count("cached_tokens", self.cached_tokens, 0, MAX_TOKENS)
+
+    def serves(self, plan: SplitPlan) -> bool:
+        """True when a request under ``plan`` can go on in this session: same cut, head and codec.
+
+        The codec counts where hidden states travel, because a reply must equal what one plan computes.
+        """
+        mine = self.plan
+        same_cut = (mine.layers, mine.s, mine.t, mine.head) == (plan.layers, plan.s, plan.t, plan.head)
+        return same_cut and (mine.codec is plan.codec or mine.arm in (Arm.DEVICE, Arm.CLOUD))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One generation to be planned.
+
+    Attributes:
+        prompt_tokens: whole prompt, cached part included.
+        expected_new_tokens: tokens of the answer, the first included.
+        privacy: what may be sent.
+        s_min: least number of layers on the device before anything is sent (``no-prompt`` and ``no-text``).
+        deadline_s: bound on the whole request, kept under the pessimistic link; None for none.
+        objective: weights.
+        codecs: acceptable to the caller for hidden states, best loved first (decides exact ties).
+        chunk_tokens: prompt positions per prefill step.
+        head_on_device: the caller needs the logits (constrained decoding, log-probabilities).
+        fixed: decided beforehand.
+        warm: an open session that may be reused.
+    """
+
+    prompt_tokens: int
+    expected_new_tokens: int
+    privacy: Privacy = Privacy.NO_TEXT
+    s_min: int = 1
+    deadline_s: float | None = None
+    objective: Objective = Objective()
+    codecs: tuple[Codec, ...] = (Codec.BF16, Codec.INT8)
+    chunk_tokens: int = 128
+    head_on_device: bool = False
+    fixed: Fixed = Fixed()
+    warm: Warm | None = None
+
+    def __post_init__(self) -> None:
+        check_count("prompt_tokens", self.prompt_tokens, 1, MAX_TOKENS)
+        check_count("expected_new_tokens", self.expected_new_tokens, 1, MAX_TOKENS)
+        check_count("s_min", self.s_min, 1, MAX_LAYERS)
+        # A chunk of one is a decode step; the bound below keeps the number of chunks of any prompt small.
+        check_count("chunk_tokens", self.chunk_tokens, 1, MAX_TOKENS)
+        if self.prompt_tokens > 4096 * self.chunk_tokens:
+            raise InputError(f"{self.prompt_tokens} tokens in chunks of {self.chunk_tokens} are more than 4096 chunks")
+        if self.deadline_s is not None:
+            check_number("deadline_s", self.deadline_s, 0.0, MAX_SECONDS)
+        if len(set(self.codecs)) != len(self.codecs):
+            raise InputError("codecs lists a codec twice")
+        if self.warm is not None and self.warm.cached_tokens >= self.prompt_tokens:
+            raise InputError("a warm session must leave at least one prompt token to run")
+
+    @property
+    def positions(self) -> int:
+        """KV positions at the end of the answer."""
+        return self.prompt_tokens + self.expected_new_tokens
+
+    def cached_tokens(self, plan: SplitPlan) -> int:
+        """Prompt tokens that need not be run or sent under ``plan``."""
+        return self.warm.cached_tokens if self.warm is not None and self.warm.serves(plan) else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Situation:
+    """Everything a decision depends on, and nothing else. ``link`` and ``cloud`` are None when there is no cloud."""
+
+    request: Request
+    model: ModelShape
+    device: DeviceProfile
+    link: LinkEstimate | None
+    cloud: CloudProfile | None
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "hidden", "max_positions"):
+            check_count(f"model {name}", getattr(self.model, name), 1, MAX_BYTES)
+        n = self.model.layers
+        if self.device.layers != n:
+            raise InputError(f"the device profile is of a model with {self.device.layers} layers, not {n}")
+        if self.cloud is not None and self.cloud.layers != n:
+            raise InputError(f"the cloud profile is of a model with {self.cloud.layers} layers, not {n}")
+        if self.request.warm is not None and self.request.warm.plan.layers != n:
+            raise InputError(f"the warm session is of a model with {self.request.warm.plan.layers} layers, not {n}")
+        if self.request.positions > self.model.max_positions:
+            raise PromptTooLong(
+                f"{self.request.prompt_tokens} prompt and {self.request.expected_new_tokens} new tokens exceed the "
+                f"model's {self.model.max_positions} positions",
+                "shorten the prompt or the answer",
+            )
