@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Network, ip_address
 from threading import Lock
 
 from splitglm_core.errors import Overloaded, SecurityError
 from splitglm_security.hello import Hello, peek_hello
 from splitglm_security.limits import (
+    ADDRESS_CHARACTERS,
     HALF_OPEN_DEADLINE_S,
     HALF_OPEN_PER_PEER,
     HALF_OPEN_TOTAL,
@@ -23,6 +25,23 @@ from splitglm_security.limits import (
     HANDSHAKES_PER_PEER_PER_S,
     PEER_TABLE_ENTRIES,
 )
+
+
+def peer_name(address: str) -> str:
+    """Who counts as one peer: an IPv4 address, or the /64 network of an IPv6 address, which one customer owns whole.
+
+    Args:
+        address: without port, as the transport gives it; what is not an IP address counts as written.
+    """
+    try:
+        ip = ip_address(address.partition("%")[0].strip("[]"))
+    except ValueError:
+        return address[:ADDRESS_CHARACTERS]
+    if isinstance(ip, IPv4Address):
+        return str(ip)
+    if ip.ipv4_mapped is not None:
+        return str(ip.ipv4_mapped)
+    return str(IPv6Network((ip, 64), strict=False))
 
 
 class TokenBuckets:
@@ -66,7 +85,7 @@ class Ticket:
 
     Attributes:
         number: unique in this process.
-        peer: address without port.
+        peer: ``peer_name`` of its address.
         deadline_s: when the place is lost.
         hello: what the peer proposed; not authenticated yet.
     """
@@ -115,6 +134,7 @@ class Admission:
             Overloaded: too many from this peer, or too many at all; with ``retry_after_s``.
         """
         hello = peek_hello(message)
+        peer = peer_name(peer)
         with self._lock:
             self._expire(now_s)
             wait_s = self._buckets.take(peer, self._now_s)

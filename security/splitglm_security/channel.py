@@ -17,6 +17,7 @@ OpenSSL are dropped, not erased.
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -73,6 +74,7 @@ class _Half:
         self._max_record = max_record
         self._limits = limits
         self._secret = bytearray(secret)
+        self._process = os.getpid()  # a forked copy would use the same nonces again
         self._aead: AESGCM | None = None
         self._epoch = 0
         self._install()
@@ -138,6 +140,9 @@ class _Sender(_Half):
             aead = self._aead
             if aead is None:
                 raise SecurityError()
+            if os.getpid() != self._process:
+                self._forget()
+                raise InternalError("a channel was used on both sides of a fork", "open a new session in the child")
             if self._used_up(kind, len(text)):
                 raise InternalError("a key reached its limit", "call key_update() when needs_key_update is true")
             if kind is Kind.KEY_UPDATE and self._epoch + 1 >= self._limits.epochs:
@@ -179,7 +184,9 @@ class _Receiver(_Half):
         # Everything that costs nothing comes before the cipher.
         if aead is None or not HEADER_BYTES + TAG_BYTES <= size <= HEADER_BYTES + self._max_record + TAG_BYTES:
             return None
-        version, kind, flags, epoch, sequence, length = _HEADER.unpack_from(record)
+        view = memoryview(record)
+        header = bytes(view[:HEADER_BYTES])  # read once: what is checked is what is authenticated
+        version, kind, flags, epoch, sequence, length = _HEADER.unpack(header)
         if (
             version != PROTOCOL_VERSION
             or not Kind.DATA <= kind <= Kind.ALERT
@@ -196,7 +203,7 @@ class _Receiver(_Half):
             return None
         if kind == Kind.KEY_UPDATE and self._epoch + 1 >= self._limits.epochs:
             return None
-        payload = self._decrypt(aead, memoryview(record), text_bytes)
+        payload = self._decrypt(aead, header, view[HEADER_BYTES:], text_bytes)
         if payload is None:
             return None
         self._sequence += 1
@@ -209,12 +216,11 @@ class _Receiver(_Half):
             self._forget()
         return opened
 
-    def _decrypt(self, aead: AESGCM, record: memoryview, text_bytes: int) -> bytearray | None:
+    def _decrypt(self, aead: AESGCM, header: bytes, body: memoryview, text_bytes: int) -> bytearray | None:
         payload = bytearray(text_bytes)
         authentic = False
         try:
-            associated = bytes(record[:HEADER_BYTES]) + self._context
-            aead.decrypt_into(self._nonce(), record[HEADER_BYTES:], associated, payload)
+            aead.decrypt_into(self._nonce(), body, header + self._context, payload)
             authentic = True
         except InvalidTag:
             pass

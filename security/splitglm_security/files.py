@@ -47,6 +47,8 @@ def read_private(path: Path, limit_bytes: int) -> bytes | None:
                 raise DeviceError(f"{path} is not a plain file")
             if _POSIX and status.st_mode & 0o077:
                 raise DeviceError(f"{path} can be read or changed by others", f"chmod 600 {path}")
+            if _POSIX and status.st_uid not in (0, os.geteuid()):
+                raise DeviceError(f"{path} belongs to somebody else", "give a path of your own")
             data = file.read(limit_bytes + 1)
     except FileNotFoundError:
         return None

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from splitglm_core.errors import Overloaded, SecurityError, VersionMismatch
-from splitglm_security.admission import Admission, Ticket, TokenBuckets
+from splitglm_security.admission import Admission, Ticket, TokenBuckets, peer_name
 from splitglm_security.handshake import Hello, Initiator, Suite
 
 MESSAGE = Initiator(Hello(suite=Suite.NX, model_fingerprint=bytes(32))).first_message()
@@ -138,3 +138,27 @@ def test_places_never_leak(events: list[tuple[str, int, float]]) -> None:
         assert all(sum(t.peer == ticket.peer for t in alive) <= 2 for ticket in alive)
     admission.expire(now_s + 100.0)
     assert admission.half_open == 0 and not admission._of_peer
+
+
+def test_a_network_of_ipv6_addresses_is_one_peer() -> None:
+    admission = Admission()
+    for number in range(5):
+        admission.admit(f"2001:db8:1:2::{number:x}", MESSAGE, 0.0)
+    with pytest.raises(Overloaded):
+        admission.admit("2001:db8:1:2:ffff::9", MESSAGE, 0.0)
+    admission.admit("2001:db8:1:3::1", MESSAGE, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("10.1.2.3", "10.1.2.3"),
+        ("::ffff:10.1.2.3", "10.1.2.3"),
+        ("[fe80::1%eth0]", "fe80::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("unix:/run/x", "unix:/run/x"),
+        ("x" * 1000, "x" * 255),
+    ],
+)
+def test_names_of_peers(address: str, name: str) -> None:
+    assert peer_name(address) == name

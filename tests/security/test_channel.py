@@ -206,6 +206,15 @@ def test_a_cipher_that_fails_spends_its_nonce(channels: Channels, monkeypatch: p
     assert device.seal(b"second")[8:16] == (1).to_bytes(8, "big")
 
 
+def test_a_forked_copy_cannot_seal(channels: Channels, monkeypatch: pytest.MonkeyPatch) -> None:
+    device, cloud = channels()
+    cloud.open(device.seal(b"parent"))
+    with monkeypatch.context() as patch:
+        patch.setattr(channel_module.os, "getpid", lambda: -1)
+        with pytest.raises(InternalError):
+            device.seal(b"child, under the parent's next nonce")
+
+
 def test_two_threads_never_share_a_nonce_and_sealing_runs_beside_opening(channels: Channels) -> None:
     device, cloud = channels()
     incoming = [cloud.seal(bytes([i % 256]) * 5000) for i in range(400)]

@@ -50,6 +50,18 @@ def test_a_file_that_others_may_touch_is_refused(mode: int, tmp_path: Path) -> N
 
 
 @posix
+def test_a_file_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "node.key"
+    NodeKey.load_or_create(path)
+    if os.geteuid() == 0:
+        os.chown(path, 4242, -1)
+    else:
+        monkeypatch.setattr(files.os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(DeviceError, match="somebody else"):
+        NodeKey.load_or_create(path)
+
+
+@posix
 def test_a_directory_that_others_may_change_is_refused(tmp_path: Path) -> None:
     directory = tmp_path / "shared"
     directory.mkdir()
