@@ -184,7 +184,8 @@ def read_rows(tensor: StoredTensor, name: str, start: int, stop: int) -> np.ndar
     """
     row_bytes = math.prod(tensor.shape[1:]) * _STORED[tensor.dtype].itemsize
     start, stop, _ = slice(start, stop).indices(tensor.shape[0])
-    rows = StoredTensor(tensor.path, tensor.dtype, (stop - start, *tensor.shape[1:]), tensor.offset + start * row_bytes)
+    count = max(0, stop - start)  # a negative count would make numpy read to the end of the file
+    rows = StoredTensor(tensor.path, tensor.dtype, (count, *tensor.shape[1:]), tensor.offset + start * row_bytes)
     return read_tensor(rows, name)
 
 

@@ -148,6 +148,13 @@ def test_non_finite_weights_are_refused_when_they_are_read(tmp_path: Path, dtype
     assert "mlp.down_proj" in refused(lambda: checkpoint.layer(1))
 
 
+@pytest.mark.parametrize(("start", "stop"), [(0, 320), (0, 1), (7, 300), (319, 320), (5, 5), (5, 2), (300, 9999)])
+def test_rows_are_a_slice_of_the_whole(tiny: Path, start: int, stop: int) -> None:
+    checkpoint = Checkpoint.open(tiny)
+    assert np.array_equal(checkpoint.embedding_rows(start, stop), checkpoint.embedding()[start:stop])
+    assert np.array_equal(checkpoint.head_rows(start, stop), checkpoint.head()[start:stop])
+
+
 @pytest.mark.parametrize("index", [-1, 2, 10**9])
 def test_layers_outside_the_model_are_refused(tiny: Path, index: int) -> None:
     refused(lambda: Checkpoint.open(tiny).layer(index), InputError)
