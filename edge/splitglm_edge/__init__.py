@@ -1,0 +1,8 @@
+"""The device half: ``from splitglm_edge import Agent``."""
+
+from splitglm_edge.agent import Agent
+from splitglm_edge.connection import CloudAddress
+from splitglm_edge.generation import Generation
+from splitglm_edge.stats import Stats
+
+__all__ = ["Agent", "CloudAddress", "Generation", "Stats"]

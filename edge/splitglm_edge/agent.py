@@ -1,0 +1,349 @@
+"""The library for apps.
+
+with Agent.open("smollm2-135m", cloud="127.0.0.1:7411") as agent:
+    for piece in agent.generate("Hello"):
+        print(piece, end="")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+
+from splitglm_core.errors import (
+    InputError,
+    LinkError,
+    ModelMismatch,
+    NoFeasiblePlan,
+    PromptTooLong,
+    SecurityError,
+    SplitGlmError,
+)
+from splitglm_core.plan import Codec, Precision, Privacy
+from splitglm_core.ranges import LayerRange
+from splitglm_core.sampling import SamplingParams
+from splitglm_edge.chat import Chat
+from splitglm_edge.connection import CloudAddress, CloudConnection
+from splitglm_edge.conversation import Conversation, Prepared
+from splitglm_edge.generation import Generation
+from splitglm_edge.link import CloudLink
+from splitglm_edge.probe import load_profile, measure_device, profile_path, save_profile
+from splitglm_edge.stats import Meter
+from splitglm_glm.chat import ChatTemplate, Message
+from splitglm_glm.checkpoint import Checkpoint
+from splitglm_glm.export.manifest import GraphsManifest
+from splitglm_glm.opening import Progress, open_checkpoint, open_stack
+from splitglm_glm.runtime import RuntimeOptions
+from splitglm_glm.stack import LayerStack
+from splitglm_glm.store import ModelStore
+from splitglm_glm.tokenizer import GlmTokenizer
+from splitglm_partitioner import explain
+from splitglm_partitioner.policy import Decision, choose
+from splitglm_partitioner.profiles import CloudProfile, DeviceProfile, LinkEstimate
+from splitglm_partitioner.request import Fixed, Objective, Request, Warm
+
+Prompt = str | Sequence[Message] | Sequence[int]
+DEFAULT_CODECS = (Codec.BF16, Codec.INT8)
+
+
+class Agent:
+    """One model on this device, with or without a cloud. Thread-safe: several replies may run at once."""
+
+    def __init__(
+        self,
+        *,
+        checkpoint: Checkpoint,
+        stack: LayerStack,
+        profile: DeviceProfile,
+        cloud: CloudConnection | None,
+        context: int,
+    ) -> None:
+        """Use ``Agent.open``; this takes the parts as they are."""
+        self.checkpoint = checkpoint
+        self.profile = profile
+        self.context = context
+        self.tokenizer = GlmTokenizer.open(checkpoint.directory)
+        self._stack = stack
+        self._cloud = cloud
+        self._shape = checkpoint.config.shape
+        self._open: set[Conversation] = set()
+
+    @classmethod
+    def open(
+        cls,
+        model: str,
+        *,
+        cloud: str | CloudAddress | None = None,
+        precision: Precision = Precision.INT8,
+        threads: int = 0,
+        context: int = 0,
+        providers: tuple[str, ...] | None = None,
+        store: ModelStore | None = None,
+        progress: Progress | None = None,
+    ) -> Agent:
+        """Open a model; build its graphs and measure this device if that was not done before. Connects to nobody yet.
+
+        Args:
+            model: name in the store or directory of a checkpoint.
+            cloud: address (pinned keys only) or a ``CloudAddress``; None for the device alone.
+            precision: of the layers on this device.
+            threads: compute threads; 0 uses every core.
+            context: most positions of a conversation; 0 is the model's limit.
+            providers: execution providers in order of preference; None is the default list.
+            progress: called with (part, done, all) while graphs are built.
+
+        Raises:
+            ModelNotFound, ModelInvalid, StorageFull, InputError.
+        """
+        store = store or ModelStore()
+        checkpoint = open_checkpoint(model, store)
+        shape = checkpoint.config.shape
+        if not 0 <= context <= shape.max_positions:
+            raise InputError(f"context {context} is outside [0, {shape.max_positions}]")
+        options = RuntimeOptions(threads=threads)
+        if providers is not None:
+            options = RuntimeOptions(threads=threads, providers=providers)
+        stack = open_stack(
+            checkpoint,
+            precision,
+            layers=LayerRange(0, shape.layers),
+            embedding=True,
+            head=True,
+            store=store,
+            options=options,
+            progress=progress,
+        )
+        where = CloudAddress(address=cloud) if isinstance(cloud, str) else cloud
+        path = profile_path(store.root, checkpoint.fingerprint, precision, options.thread_count)
+        profile = load_profile(path)
+        if profile is None:
+            graphs = store.graphs_dir(checkpoint.directory, precision)
+            manifest = GraphsManifest.open(graphs, checkpoint.fingerprint, precision)
+            profile = measure_device(checkpoint, stack, manifest)
+            save_profile(profile, path)
+        return cls(
+            checkpoint=checkpoint,
+            stack=stack,
+            profile=profile,
+            cloud=CloudConnection(where, checkpoint.fingerprint) if where is not None else None,
+            context=context or shape.max_positions,
+        )
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """Execution providers in use on this device."""
+        return self._stack.providers
+
+    @property
+    def resident_weight_bytes(self) -> int:
+        """Bytes of weights loaded on this device."""
+        return self._stack.resident_weight_bytes()
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int = 256,
+        sampling: SamplingParams | None = None,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+        raw: bool = False,
+        privacy: Privacy = Privacy.NO_TEXT,
+        fixed: Fixed | None = None,
+        codecs: tuple[Codec, ...] = DEFAULT_CODECS,
+        objective: Objective | None = None,
+        deadline_s: float | None = None,
+        chunk_tokens: int = 128,
+        conversation: Conversation | None = None,
+    ) -> Generation:
+        """Answer a prompt. Nothing runs before the returned ``Generation`` is iterated.
+
+        Args:
+            prompt: text (one user message), messages, or token ids taken as they are.
+            sampling: greedy by default; a temperature without a seed gets a random one only in the CLI, never here.
+            stop: strings that end the reply; they are not part of it.
+            ignore_eos: go on past end tokens.
+            raw: take text as it is, without the chat template.
+            privacy: what may leave this device.
+            fixed: decisions that the policy must respect.
+            codecs: acceptable for hidden states, best loved first.
+            deadline_s: bound on the whole reply.
+            conversation: one of ``new_conversation``; keeps caches between replies.
+
+        Raises:
+            InputError: an empty prompt, a prompt the tokenizer cannot express, parameters out of range.
+            PromptTooLong: prompt and answer exceed the context.
+        """
+        meter = Meter()
+        sampling = sampling or SamplingParams()
+        if max_tokens < 1:
+            raise InputError(f"max_tokens {max_tokens} is not positive")
+        ids = self.encode(prompt, raw=raw)
+        if len(ids) + max_tokens - 1 > self.context:
+            if len(ids) > self.context:
+                raise PromptTooLong(
+                    f"the prompt has {len(ids)} tokens, the context {self.context}", "shorten the prompt"
+                )
+            max_tokens = self.context - len(ids) + 1
+        own = conversation is None
+        talk = conversation or self.new_conversation()
+        fixed = fixed or Fixed()
+
+        def prepare(prompt_tokens: int) -> Prepared:
+            request = Request(
+                prompt_tokens=prompt_tokens,
+                expected_new_tokens=max_tokens,
+                privacy=privacy,
+                deadline_s=deadline_s,
+                objective=objective or Objective(),
+                codecs=codecs,
+                chunk_tokens=chunk_tokens,
+                fixed=fixed,
+                warm=_warm(talk, ids),
+            )
+            return self._prepare(talk, request)
+
+        talk.claim()
+        return Generation(
+            conversation=talk,
+            prepare=prepare,
+            tokenizer=self.tokenizer,
+            prompt=ids,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            stop=tuple(stop),
+            eos=() if ignore_eos else tuple(self.checkpoint.config.eos_token_ids) or self.tokenizer.eos_token_ids,
+            deadline_s=deadline_s,
+            meter=meter,
+            on_end=(lambda: self.end_conversation(talk)) if own else None,
+        )
+
+    def chat(self, *, system: str | None = None) -> Chat:
+        """A conversation that keeps its messages and its caches: only new tokens are run and sent."""
+        return Chat(self, system)
+
+    def encode(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
+        """The token ids of a prompt, as ``generate`` would run them.
+
+        Raises:
+            InputError: empty, or it holds bytes that this model's vocabulary cannot express.
+        """
+        if not prompt:
+            raise InputError("the prompt is empty", "say something")
+        if isinstance(prompt, str):
+            self._check_expressible(prompt)
+            if raw:
+                return self._not_empty(self.tokenizer.encode(prompt, with_prefix=True))
+            prompt = [Message(role="user", content=prompt)]
+        if all(isinstance(item, int) for item in prompt):
+            ids = [int(item) for item in prompt]  # type: ignore[arg-type]
+            if not all(0 <= token < self._shape.vocab for token in ids):
+                raise InputError(f"a token id is outside [0, {self._shape.vocab})")
+            return ids
+        messages: list[Message] = list(prompt)  # type: ignore[arg-type]
+        for message in messages:
+            self._check_expressible(message.content)
+        template = ChatTemplate.open(self.checkpoint.directory)
+        return self._not_empty(template.encode(self.tokenizer, messages))
+
+    def decide(self, request: Request) -> Decision:
+        """What the policy would choose now; measures the link, runs nothing.
+
+        Raises:
+            NoFeasiblePlan, and LinkError when only the cloud could serve this and it cannot be reached.
+        """
+        return self._decide(request)[0]
+
+    def new_conversation(self) -> Conversation:
+        """Caches for one conversation at a time; pass it to ``generate``, end it with ``end_conversation``."""
+        talk = Conversation(self._stack, self._shape.hidden, self.context)
+        self._open.add(talk)
+        return talk
+
+    def end_conversation(self, conversation: Conversation) -> None:
+        conversation.forget()
+        self._open.discard(conversation)
+
+    def link(self) -> tuple[LinkEstimate, CloudProfile]:
+        """The measured link and the cloud's profile; connects if need be.
+
+        Raises:
+            InputError: no cloud is configured.
+            LinkError: it cannot be reached.
+        """
+        if self._cloud is None:
+            raise InputError("no cloud is configured", "name one with --cloud HOST:PORT")
+        return self._cloud.estimate(), self._cloud.profile()
+
+    def close(self) -> None:
+        """End every conversation and the connection."""
+        for talk in list(self._open):
+            self.end_conversation(talk)
+        if self._cloud is not None:
+            self._cloud.close()
+
+    def __enter__(self) -> Agent:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _prepare(self, talk: Conversation, request: Request) -> Prepared:
+        decision, notes = self._decide(request)
+        decoder = talk.decoder_for(decision.plan, _no_cloud if self._cloud is None else self._cloud.link)
+        return Prepared(
+            plan=decision.plan,
+            decoder=decoder,
+            remote=talk.remote,
+            why=explain.in_words(decision),
+            notes=notes,
+            predicted_ttft_s=decision.breakdown.ttft_s,
+            predicted_per_token_s=decision.breakdown.per_token_s,
+        )
+
+    def _decide(self, request: Request) -> tuple[Decision, tuple[str, ...]]:
+        """The decision, and a note when the cloud was left out because it cannot be reached."""
+        link, cloud, unreachable = None, None, None
+        if self._cloud is not None and request.privacy is not Privacy.LOCAL:
+            try:
+                link, cloud = self._cloud.estimate(), self._cloud.profile()
+            except (SecurityError, ModelMismatch):
+                raise  # the wrong cloud is a matter for a person, not a reason to go on silently
+            except SplitGlmError as error:
+                unreachable = error
+        try:
+            decision = choose(request, self._shape, self.profile, link, cloud)
+        except NoFeasiblePlan:
+            if unreachable is not None:
+                raise unreachable from None
+            raise
+        return decision, () if unreachable is None else (f"without the cloud: {unreachable.what}",)
+
+    def _check_expressible(self, text: str) -> None:
+        lost = self.tokenizer.lost_bytes(text)
+        if lost:
+            names = ", ".join(f"0x{byte:02x}" for byte in lost)
+            raise InputError(
+                f"the prompt holds bytes that this model's vocabulary cannot express: {names}",
+                "remove those characters",
+            )
+
+    @staticmethod
+    def _not_empty(ids: list[int]) -> list[int]:
+        if not ids:
+            raise InputError("the prompt has no tokens", "say something")
+        return ids
+
+
+def _warm(talk: Conversation, ids: list[int]) -> Warm | None:
+    kept = talk.decoder
+    if kept is None:
+        return None
+    cached = kept.shared_prefix(ids)
+    return Warm(plan=kept.plan, cached_tokens=cached) if cached else None
+
+
+def _no_cloud() -> CloudLink:
+    raise LinkError("no cloud is configured", "name one with --cloud HOST:PORT")

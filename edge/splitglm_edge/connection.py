@@ -1,0 +1,132 @@
+"""The agent's relation to its cloud: one link at a time, made when needed, and what is known about it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from splitglm_core.errors import InputError, LinkError, ProtocolError
+from splitglm_edge.link import CloudLink
+from splitglm_partitioner.estimators import Direction, LinkEstimator
+from splitglm_partitioner.profiles import CloudProfile, LinkEstimate
+from splitglm_security.keys import parse_public_key
+from splitglm_security.trust import PinStore, Trust, TrustPolicy
+
+_START = LinkEstimate(
+    uplink_bytes_per_s=1e6,
+    downlink_bytes_per_s=1e6,
+    rtt_s=0.05,
+    overhead_s=0.0006,
+    uplink_rel_error=1.0,
+    downlink_rel_error=1.0,
+    rtt_var_s=0.025,
+)
+"""Before the first probe: an ordinary home link, believed within a factor of two."""
+
+_PROBE_BYTES = 32 << 10
+"""Long enough to tell 2 Mbit/s (130 ms) from 100 Mbit/s, short enough to be paid once per connection."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloudAddress:
+    """Where the cloud is and whom to expect there.
+
+    Attributes:
+        address: ``host:port``.
+        key: the expected identity key as text (``sglm1…``); None uses the pins.
+        trust_on_first_use: accept and pin an unknown key instead of refusing it.
+        psk: 32 bytes of a pairing.
+        pins: file of pinned keys; None is the user's own.
+    """
+
+    address: str
+    key: str | None = None
+    trust_on_first_use: bool = False
+    psk: bytes | None = None
+    pins: Path | None = None
+
+    def trust(self) -> Trust:
+        policy = TrustPolicy.TRUST_ON_FIRST_USE if self.trust_on_first_use else TrustPolicy.PINNED
+        explicit = parse_public_key(self.key) if self.key else None
+        return Trust(PinStore(self.pins or default_pins()), policy, explicit_key=explicit)
+
+
+def default_pins() -> Path:
+    return Path(platformdirs.user_config_dir("splitglm", appauthor=False)) / "pins.json"
+
+
+class CloudConnection:
+    """Connects on demand, probes the link, and connects anew when the link is gone. Thread-safe."""
+
+    def __init__(self, where: CloudAddress, fingerprint: bytes, *, timeout_s: float = 5.0) -> None:
+        self._where = where
+        self._fingerprint = fingerprint
+        self._timeout_s = timeout_s
+        self._trust = where.trust()
+        self._lock = threading.Lock()
+        self._link: CloudLink | None = None
+        self._estimator = LinkEstimator(_START)
+        self._profile: CloudProfile | None = None
+
+    @property
+    def address(self) -> str:
+        return self._where.address
+
+    def link(self) -> CloudLink:
+        """The open link, or a new one.
+
+        Raises:
+            LinkError and what ``CloudLink.connect`` raises.
+        """
+        with self._lock:
+            if self._link is None or self._link.error is not None or self._link.draining:
+                self._link = None
+                self._link = CloudLink.connect(
+                    self._where.address,
+                    fingerprint=self._fingerprint,
+                    trust=self._trust,
+                    psk=self._where.psk,
+                    timeout_s=self._timeout_s,
+                )
+                self._learn(self._link)
+            return self._link
+
+    def estimate(self) -> LinkEstimate:
+        """The link now; connects when there is no link yet."""
+        link = self.link()
+        with self._lock:
+            self._estimator.observe_rtt(link.ping(), time.monotonic())
+            return self._estimator.estimate(time.monotonic())
+
+    def profile(self) -> CloudProfile:
+        """The cloud's own figures, as of the handshake."""
+        self.link()
+        if self._profile is None:
+            raise LinkError("the cloud has not told its profile")
+        return self._profile
+
+    def close(self) -> None:
+        with self._lock:
+            if self._link is not None:
+                self._link.close()
+                self._link = None
+
+    def _learn(self, link: CloudLink) -> None:
+        try:
+            self._profile = CloudProfile.from_json(link.manifest.profile)
+        except InputError as error:
+            raise ProtocolError("the cloud's profile is malformed", "use the same release on both sides") from error
+        # The first exchange also proves to the cloud that this handshake is alive.
+        link.ping()
+        rtt_s = min(link.ping(), link.ping())
+        now_s = time.monotonic()
+        self._estimator.observe_rtt(rtt_s, now_s)
+        for direction, seconds in (
+            (Direction.UP, link.ping(size=_PROBE_BYTES)),
+            (Direction.DOWN, link.ping(reply_size=_PROBE_BYTES)),
+        ):
+            self._estimator.observe_transfer(_PROBE_BYTES, max(1e-6, seconds - rtt_s), direction, now_s)

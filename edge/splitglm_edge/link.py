@@ -1,0 +1,270 @@
+"""One connection to a cloud: gRPC stream, handshake, sealed records, frames by session. The only grpc import here.
+
+A reader thread opens records and hands frames to the inbox of their session; sending seals under a lock, because the
+order of records is the order of their nonces. When the stream ends, every inbox gets ``None`` and ``error`` says why:
+whether the last steps were applied is then unknown, and resuming is the session's business, not this file's.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from datetime import date
+from typing import Any
+
+import grpc
+
+from splitglm_core.errors import (
+    DeadlineExceeded,
+    LinkError,
+    ModelMismatch,
+    Overloaded,
+    ProtocolError,
+    SecurityError,
+    SplitGlmError,
+    VersionMismatch,
+)
+from splitglm_security.channel import Kind
+from splitglm_security.handshake import Established, Hello, Initiator, Suite
+from splitglm_security.trust import Trust, Verdict
+from splitglm_wire import framing
+from splitglm_wire.frames import Draining, Frame, Open, Ping, Pong
+from splitglm_wire.limits import MAX_GRPC_MESSAGE_BYTES
+from splitglm_wire.manifest import CloudManifest
+from splitglm_wire.v1 import split_pb2, split_pb2_grpc
+
+Inbox = queue.SimpleQueue[tuple[Frame, int] | None]
+"""Frames of one session with the size of their records in bytes; None when the stream ended."""
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_GRPC_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_GRPC_MESSAGE_BYTES),
+    # A hung peer process is noticed by pings only with an explicit ping timeout (measured: 60 s without it).
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.http2.ping_timeout_ms", 3_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # A new channel must not inherit the back-off of one that failed a moment ago.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+class CloudLink:
+    """An established connection. Make one with ``connect``; methods may be called from any thread."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.manifest: CloudManifest
+        self.verdict: Verdict
+        self.log_id = ""
+        self.error: SplitGlmError | None = None
+        self.draining = False
+        self.bytes_up = 0
+        self.bytes_down = 0
+        self._established: Established
+        self._outgoing: queue.SimpleQueue[split_pb2.Sealed | None] = queue.SimpleQueue()
+        self._inboxes: dict[int, Inbox] = {}
+        self._handles = itertools.count(1)
+        self._requests = 0
+        self._seal_lock = threading.Lock()
+        self._closing = False
+        self._channel: grpc.Channel
+        self._call: Any
+        self._reader: threading.Thread
+
+    @classmethod
+    def connect(
+        cls, address: str, *, fingerprint: bytes, trust: Trust, psk: bytes | None = None, timeout_s: float = 5.0
+    ) -> CloudLink:
+        """Connect, shake hands, check whom and what we reached.
+
+        Args:
+            address: ``host:port``.
+            fingerprint: 32 bytes; the checkpoint this device holds.
+            trust: decides about the cloud's identity key.
+            psk: 32 bytes of a pairing, or None.
+
+        Raises:
+            LinkError: nobody answers, or not in time.
+            PeerUntrusted: the identity key is not the expected one.
+            SecurityError: the handshake failed (wrong pairing, or somebody in between).
+            VersionMismatch, ModelMismatch: the cloud is another release or serves another model.
+            Overloaded: the cloud takes no more connections now.
+        """
+        link = cls(address)
+        deadline_s = time.monotonic() + timeout_s
+        link._channel = grpc.insecure_channel(address, options=_OPTIONS)
+        try:
+            grpc.channel_ready_future(link._channel).result(timeout=timeout_s)
+            link._shake_hands(fingerprint, trust, psk, deadline_s)
+        except grpc.FutureTimeoutError:
+            link._abandon()
+            raise LinkError(
+                f"no splitglm cloud answers at {address}", "start one with `splitglm cloud serve`, or check the address"
+            ) from None
+        except BaseException:
+            link._abandon()
+            raise
+        return link
+
+    def _shake_hands(self, fingerprint: bytes, trust: Trust, psk: bytes | None, deadline_s: float) -> None:
+        suite = Suite.NX if psk is None else Suite.NX_PSK
+        initiator = Initiator(Hello(suite=suite, model_fingerprint=fingerprint), psk=psk)
+        stub = split_pb2_grpc.SplitInferenceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._outgoing.put(split_pb2.Sealed(frame=initiator.first_message()))
+        self._call = stub.Connect(iter(self._outgoing.get, None))
+        timer = threading.Timer(max(0.0, deadline_s - time.monotonic()), self._call.cancel)
+        timer.start()
+        try:
+            reply = next(self._call).frame
+        except StopIteration:
+            raise SecurityError("the cloud ended the handshake") from None
+        except grpc.RpcError as error:
+            raise _from_grpc(error, self.address) from None
+        finally:
+            timer.cancel()
+        self._established = initiator.finish(reply)
+        self.log_id = self._established.log_id
+        self.verdict = trust.check(self.address, self._established.remote_static, on_date=date.today().isoformat())
+        self.manifest = CloudManifest.from_bytes(self._established.payload)
+        if self.manifest.fingerprint != fingerprint:
+            raise ModelMismatch(
+                f"the cloud serves model {self.manifest.fingerprint.hex()[:12]}, "
+                f"this device holds {fingerprint.hex()[:12]}",
+                "pull the same model on both sides (`splitglm show MODEL` prints its fingerprint)",
+            )
+        self._reader = threading.Thread(target=self._read, name="splitglm-link", daemon=True)
+        self._reader.start()
+
+    def open_inbox(self) -> tuple[int, Inbox]:
+        """A handle for a new session and the queue of its frames; ``None`` in it means that the stream ended."""
+        handle, inbox = next(self._handles), Inbox()
+        self._inboxes[handle] = inbox
+        if self.error is not None:
+            inbox.put(None)
+        return handle, inbox
+
+    def drop_inbox(self, handle: int) -> None:
+        self._inboxes.pop(handle, None)
+
+    def send(self, frame: Frame) -> int:
+        """Seal and queue one frame; returns the bytes put on the wire.
+
+        Raises:
+            LinkError (or what ended the stream): the connection is gone.
+        """
+        data = framing.encode(frame)
+        with self._seal_lock:
+            if self.error is not None:
+                raise self.error
+            channel = self._established.channel
+            if isinstance(frame, Open):
+                # Each reply gets keys of its own: those of finished ones are gone when it begins.
+                if self._requests:
+                    self._put(channel.key_update())
+                self._requests += 1
+            return self._put(channel.seal(data))
+
+    def _put(self, record: bytes) -> int:
+        self._outgoing.put(split_pb2.Sealed(frame=record))
+        self.bytes_up += len(record)
+        return len(record)
+
+    def ping(self, *, size: int = 0, reply_size: int = 0, timeout_s: float = 5.0) -> float:
+        """Seconds from sending ``size`` extra bytes to the answer with ``reply_size`` extra bytes."""
+        handle, inbox = self.open_inbox()
+        try:
+            nonce = int.from_bytes(os.urandom(8), "little")
+            started_s = time.perf_counter()
+            self.send(Ping(handle=handle, nonce=nonce, size=size, reply_size=reply_size))
+            try:
+                received = inbox.get(timeout=timeout_s)
+            except queue.Empty:
+                raise DeadlineExceeded(f"{self.address} did not answer a ping in {timeout_s} s") from None
+            if received is None:
+                raise self.error or LinkError("the connection ended")
+            frame = received[0]
+            if not isinstance(frame, Pong) or frame.nonce != nonce:
+                raise ProtocolError("the cloud answered a ping with something else")
+            return time.perf_counter() - started_s
+        finally:
+            self.drop_inbox(handle)
+
+    def close(self) -> None:
+        """Say goodbye and end the stream; harmless when it ended already."""
+        with self._seal_lock:
+            self._closing = True
+            if self.error is None:
+                try:
+                    self._put(self._established.channel.close())
+                except SplitGlmError:
+                    pass
+        self._outgoing.put(None)
+        self._reader.join(timeout=2.0)
+        self._abandon()
+
+    def _abandon(self) -> None:
+        self._outgoing.put(None)
+        if hasattr(self, "_call"):
+            self._call.cancel()
+        self._channel.close()
+
+    def _read(self) -> None:
+        error: SplitGlmError | None = None
+        try:
+            for record in self._records():
+                self.bytes_down += len(record)
+                opened = self._established.channel.open(record)
+                if opened.kind is Kind.FIN:
+                    break
+                if opened.kind is Kind.DATA:
+                    self._dispatch(framing.decode(opened.payload), len(record))
+        except SplitGlmError as found:
+            error = found
+        finally:
+            ended = error or LinkError("the cloud ended the connection", "connect again")
+            with self._seal_lock:
+                self.error = ended
+                self._established.channel.discard()
+            for inbox in list(self._inboxes.values()):
+                inbox.put(None)
+            if not self._closing:
+                self._call.cancel()
+                self._outgoing.put(None)
+
+    def _records(self) -> Iterator[bytes]:
+        try:
+            for sealed in self._call:
+                yield sealed.frame
+        except grpc.RpcError as error:
+            raise _from_grpc(error, self.address) from None
+
+    def _dispatch(self, frame: Frame, record_bytes: int) -> None:
+        if isinstance(frame, Draining):
+            self.draining = True
+            return
+        inbox = self._inboxes.get(frame.handle)
+        if inbox is not None:
+            inbox.put((frame, record_bytes))
+
+
+def _from_grpc(error: Any, address: str) -> SplitGlmError:
+    """The one place where a gRPC status becomes an error of ours."""
+    code, details = error.code(), error.details() or ""
+    if code is grpc.StatusCode.ABORTED:
+        return SecurityError()
+    if code is grpc.StatusCode.FAILED_PRECONDITION:
+        return VersionMismatch(
+            f"{address} speaks another protocol version", "use the same splitglm release on both sides"
+        )
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return Overloaded(f"{address} is busy", "wait a moment and try again", code="OVERLOADED", retry_after_s=1.0)
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return LinkError(f"{address} is a gRPC server but not a splitglm cloud", "check the address")
+    if code is grpc.StatusCode.CANCELLED:
+        return DeadlineExceeded(f"{address} did not answer in time", "check the address and the network")
+    return LinkError(f"the connection to {address} broke ({code.name}: {details[:80]})", "check that the cloud runs")
