@@ -110,7 +110,7 @@ class SessionTable:
     def receive(self, stream: Stream, frame: Frame) -> None:
         """Take one frame of a device."""
         if isinstance(frame, Ping):
-            stream.send(Pong(handle=frame.handle, nonce=frame.nonce))
+            stream.send(Pong(handle=frame.handle, nonce=frame.nonce, size=frame.reply_size))
             return
         if isinstance(frame, Open):
             self._open(stream, frame)

@@ -125,6 +125,11 @@ class DeviceSession:
         return not self._pending
 
     @property
+    def in_flight(self) -> int:
+        """Steps sent and not yet answered."""
+        return len(self._pending)
+
+    @property
     def length(self) -> int:
         """Positions the cloud will hold once every step sent is applied."""
         return self._sent
@@ -137,6 +142,7 @@ class DeviceSession:
         context: int,
         keep: int,
         stop_ids: tuple[int, ...] = (),
+        generated: tuple[int, ...] = (),
         deadline_ms: int = 0,
     ) -> Open:
         """Begin the next reply, keeping the first ``keep`` confirmed positions."""
@@ -157,6 +163,7 @@ class DeviceSession:
             sampling=sampling,
             deadline_ms=deadline_ms,
             stop_ids=stop_ids,
+            generated=generated,
         )
         return self._open
 

@@ -125,6 +125,7 @@ class Ping:
     handle: int
     nonce: int
     size: int = 0  # extra bytes carried up, for a bandwidth probe
+    reply_size: int = 0  # extra bytes wanted down, at most MAX_PROBE_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,6 +182,7 @@ class Draining:
 class Pong:
     handle: int
     nonce: int
+    size: int = 0
 
 
 KEEP_ALL = 0xFFFFFFFF

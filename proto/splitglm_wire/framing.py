@@ -38,6 +38,7 @@ from splitglm_wire.limits import (
     MAX_CONTEXT,
     MAX_ERROR_TEXT_BYTES,
     MAX_GENERATE,
+    MAX_PROBE_BYTES,
     MAX_RECORD_BYTES,
     MAX_ROWS,
     MAX_STOP_IDS,
@@ -48,11 +49,11 @@ _OPEN: Final = struct.Struct("<16sIIHHHBBHIIIQIdddddHH")
 _STEP: Final = struct.Struct("<IIIBBHI")
 _FENCE_AND: Final = struct.Struct("<II")
 _U32: Final = struct.Struct("<I")
-_PING: Final = struct.Struct("<QI")
+_PING: Final = struct.Struct("<QII")
 _OPENED: Final = struct.Struct("<IIII")
 _RESULT: Final = struct.Struct("<IIIBBHIII")
 _ERROR: Final = struct.Struct("<IIBBBBIIH")
-_PONG: Final = struct.Struct("<Q")
+_PONG: Final = struct.Struct("<QI")
 
 _CODECS: Final = (Codec.FP32, Codec.BF16, Codec.INT8)
 _HEADS: Final = (HeadSide.DEVICE, HeadSide.CLOUD)
@@ -116,7 +117,7 @@ def _encode(frame: Frame) -> bytes:
         case Close():
             return _pad(Kind.CLOSE, h, _U32.pack(frame.fence))
         case Ping():
-            return _pad(Kind.PING, h, _PING.pack(frame.nonce, frame.size) + bytes(frame.size))
+            return _pad(Kind.PING, h, _PING.pack(frame.nonce, frame.size, frame.reply_size) + bytes(frame.size))
         case Opened():
             return _pad(Kind.OPENED, h, _OPENED.pack(frame.fence, frame.request, frame.have, frame.last_seq))
         case Result():
@@ -151,7 +152,7 @@ def _encode(frame: Frame) -> bytes:
         case Draining():
             return _pad(Kind.DRAINING, h, _U32.pack(frame.deadline_ms))
         case Pong():
-            return _pad(Kind.PONG, h, _PONG.pack(frame.nonce))
+            return _pad(Kind.PONG, h, _PONG.pack(frame.nonce, frame.size) + bytes(frame.size))
 
 
 def decode(data: bytes | bytearray | memoryview) -> Frame:
@@ -226,10 +227,15 @@ def _decode(kind: int, handle: int, body: memoryview) -> Frame:
             text=text.decode("utf-8"),
         )
     if kind == Kind.PING:
-        nonce, size = _PING.unpack_from(body)
-        if len(body) != _PING.size + size:
+        nonce, size, reply_size = _PING.unpack_from(body)
+        if len(body) != _PING.size + size or reply_size > MAX_PROBE_BYTES:
             raise ProtocolError("a ping's size is wrong")
-        return Ping(handle=handle, nonce=nonce, size=size)
+        return Ping(handle=handle, nonce=nonce, size=size, reply_size=reply_size)
+    if kind == Kind.PONG:
+        nonce, size = _PONG.unpack_from(body)
+        if len(body) != _PONG.size + size:
+            raise ProtocolError("a pong's size is wrong")
+        return Pong(handle=handle, nonce=nonce, size=size)
     return _decode_fixed(kind, handle, body)
 
 
@@ -257,8 +263,6 @@ def _decode_fixed(kind: int, handle: int, body: memoryview) -> Frame:
         return Ended(handle=handle)
     if kind == Kind.DRAINING:
         return Draining(handle=handle, deadline_ms=unpack(_U32)[0])
-    if kind == Kind.PONG:
-        return Pong(handle=handle, nonce=unpack(_PONG)[0])
     raise ProtocolError("a frame is of an unknown kind")
 
 

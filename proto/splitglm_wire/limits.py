@@ -24,6 +24,9 @@ MAX_CONTEXT: Final = 1 << 20
 MAX_GENERATE: Final = 1 << 17
 """Tokens that one step may ask the cloud to generate by itself."""
 
+MAX_PROBE_BYTES: Final = 256 << 10
+"""Extra bytes of a bandwidth probe, either way."""
+
 MAX_STOP_IDS: Final = 64
 MAX_ERROR_TEXT_BYTES: Final = 200
 MAX_MANIFEST_BYTES: Final = 4096
