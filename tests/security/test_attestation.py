@@ -45,9 +45,15 @@ def test_required_and_absent_is_closed(evidence: Evidence) -> None:
     with pytest.raises(PeerUntrusted):
         judge(AttestationPolicy.REQUIRED, evidence, EXPECTED, VERIFIERS)
     assert judge(AttestationPolicy.PREFERRED, evidence, EXPECTED, VERIFIERS) is not AttestationState.VERIFIED
-    # Not even a verifier registered under that name makes "none" good.
+
+
+def test_not_even_a_verifier_of_that_name_makes_none_good() -> None:
+    class Credulous:
+        def verify(self, document: bytes, report_data: bytes) -> bool:
+            return True
+
     with pytest.raises(PeerUntrusted):
-        judge(AttestationPolicy.REQUIRED, Evidence(kind="none"), EXPECTED, {"none": EchoVerifier()})
+        judge(AttestationPolicy.REQUIRED, Evidence(kind="none"), EXPECTED, {"none": Credulous()})
 
 
 def test_true_evidence_is_verified_and_false_evidence_refused() -> None:

@@ -206,6 +206,14 @@ def test_a_cipher_that_fails_spends_its_nonce(channels: Channels, monkeypatch: p
     assert device.seal(b"second")[8:16] == (1).to_bytes(8, "big")
 
 
+def test_the_receiving_half_dies_by_itself(channels: Channels) -> None:
+    """Not only through the channel: no second record may slip in before the channel has drawn the conclusion."""
+    device, cloud = channels()
+    good = device.seal(b"good")
+    assert cloud._receiver.open(good[:-1]) is None
+    assert cloud._receiver.open(good) is None and not cloud._receiver.alive
+
+
 def test_a_forked_copy_cannot_seal(channels: Channels, monkeypatch: pytest.MonkeyPatch) -> None:
     device, cloud = channels()
     cloud.open(device.seal(b"parent"))
@@ -246,7 +254,7 @@ def test_two_threads_never_share_a_nonce_and_sealing_runs_beside_opening(channel
 def test_a_malformed_record_is_refused_in_under_ten_microseconds(channels: Channels) -> None:
     _, cloud = channels()
     bad = bytes(1 << 20)
-    assert cloud._receiver._open(bad) is None
+    assert cloud._receiver._open(bad) is None and cloud._receiver.alive
     best_s = min(repeat(lambda: cloud._receiver._open(bad), number=200, repeat=20)) / 200
     assert best_s < 10e-6
 

@@ -129,6 +129,20 @@ def bad_keys() -> Cases:
     for name, ciphertext in (("zeros", bytes(1088)), ("ones", b"\xff" * 1088), ("random", os.urandom(1088))):
         yield f"ML-KEM ciphertext: {name}", lambda c=ciphertext: run(second=lambda m: m[:32] + c + m[1120 + 16 :])
 
+    def talkative() -> object:
+        """An honest key, an authentic message 2, but a payload over the limit."""
+        initiator = Initiator(HELLO)
+        noise = HandshakeState(
+            parse_protocol(Suite.NX.noise_name),
+            initiator=False,
+            prologue=b"splitglm/1" + HELLO.encode(),
+            static=NODE.private,
+        )
+        noise.read_message(initiator.first_message()[HELLO_BYTES:])
+        return initiator.finish(noise.write_message(bytes(MANIFEST_BYTES + 1)))
+
+    yield "authentic message 2 with too large a payload", talkative
+
     def hostile_static(point: bytes) -> Attack:
         """A responder whose static key is a low-order point: the DH with it would be known to all."""
 

@@ -234,7 +234,7 @@ def ends(channels: Channels) -> Cases:
 
             yield f"{len(text)} bytes of data relabelled as {kind.name}", relabelled
 
-    def loud_end(kind: Kind, size: int) -> Attack:
+    def loud_end(kind: int, size: int) -> Attack:
         def attack() -> tuple[Channel, bytes]:
             device, cloud = channels()
             # A peer with the keys, but not our code: FIN and KEY_UPDATE carry nothing, ALERT at most 64 bytes.
@@ -247,6 +247,8 @@ def ends(channels: Channels) -> Cases:
 
     for kind, size in ((Kind.FIN, 1), (Kind.FIN, 1000), (Kind.KEY_UPDATE, 1), (Kind.ALERT, 65), (Kind.ALERT, 4096)):
         yield f"authentic {kind.name} with {size} bytes", loud_end(kind, size)
+    for unknown in (0, 5, 6, 255):
+        yield f"authentic record of unknown type {unknown}", loud_end(unknown, 0)
 
 
 GROUPS = (bit_flips, header_values, lengths, order, splices, epochs, ends)
