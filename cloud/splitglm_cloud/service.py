@@ -59,11 +59,10 @@ class DeviceStream:
     async def write_all(self, write: Callable[[split_pb2.Sealed], Any], metrics: Metrics) -> None:
         """Seal and write frames until ``finish``."""
         while (frame := await self._outbox.get()) is not None:
-            if isinstance(frame, Opened):
-                # Each reply gets keys of its own: those of finished ones are gone when it begins.
-                if self._opened:
-                    await write(split_pb2.Sealed(frame=self.channel.key_update()))
-                self._opened = True
+            # Each reply gets keys of its own: those of finished ones are gone when it begins.
+            if self.channel.needs_key_update or (isinstance(frame, Opened) and self._opened):
+                await write(split_pb2.Sealed(frame=self.channel.key_update()))
+            self._opened |= isinstance(frame, Opened)
             record = self.channel.seal(framing.encode(frame))
             metrics.wire_bytes.labels("down").inc(len(record))
             await write(split_pb2.Sealed(frame=record))

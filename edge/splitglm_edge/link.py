@@ -162,11 +162,10 @@ class CloudLink:
             if self.error is not None:
                 raise self.error
             channel = self._established.channel
-            if isinstance(frame, Open):
-                # Each reply gets keys of its own: those of finished ones are gone when it begins.
-                if self._requests:
-                    self._put(channel.key_update())
-                self._requests += 1
+            # Each reply gets keys of its own: those of finished ones are gone when it begins.
+            if channel.needs_key_update or (isinstance(frame, Open) and self._requests):
+                self._put(channel.key_update())
+            self._requests += isinstance(frame, Open)
             return self._put(channel.seal(data))
 
     def _put(self, record: bytes) -> int:
