@@ -18,7 +18,7 @@ from splitglm_partitioner.request import Situation
 
 # A shorter back than the rest of the model pays only where the device's layers are the cheaper ones or the cloud's cost
 # weighs; cost is near-linear in t, so the full back and a few short tails show which way it slopes.
-TAIL_LAYERS = (0, 1, 2, 4)
+TAIL_LAYERS = (0, 1, 4)
 
 
 class Constraint(Enum):

@@ -43,19 +43,16 @@ class Grid:
         s, t = int(self.s[index]), int(self.t[index])
         return make_plan(self.layers, lane.arm, s, t, lane.codec or Codec.BF16, chunk_tokens)
 
-    def find(self, plan: SplitPlan) -> int | None:
-        """The column that is ``plan``'s cut, arm and codec, if any."""
-        for arm, start, stop in self.arms:
-            if arm is plan.arm:
-                codecs = [
-                    i for i, lane in enumerate(self.lanes) if lane.arm is arm and lane.codec in (None, plan.codec)
-                ]
-                here = slice(start, stop)
-                hit = (self.s[here] == plan.s) & (self.t[here] == plan.t)
-                hit &= np.isin(self.lane[here], codecs)
-                found = np.flatnonzero(hit)
-                return start + int(found[0]) if len(found) else None
-        return None
+
+@lru_cache(maxsize=256)
+def column_of(grid: Grid, plan: SplitPlan) -> int | None:
+    """The column of ``plan``'s cut, arm and codec in ``grid``, if it is there."""
+    for arm, start, stop in grid.arms:
+        for index in range(start, stop) if arm is plan.arm else ():
+            same_cut = grid.s[index] == plan.s and grid.t[index] == plan.t
+            if same_cut and grid.lanes[grid.lane[index]].codec in (None, plan.codec):
+                return index
+    return None
 
 
 @lru_cache(maxsize=256)

@@ -19,7 +19,7 @@ from splitglm_partitioner import typed_json
 from splitglm_partitioner.arms import Candidates, Constraint, Exclusion, enumerate_arms
 from splitglm_partitioner.breakdown import Breakdown
 from splitglm_partitioner.cost import Prices, price
-from splitglm_partitioner.grid import Grid, grid_of_blocks, grid_of_plan
+from splitglm_partitioner.grid import Grid, column_of, grid_of_blocks, grid_of_plan
 from splitglm_partitioner.layer_times import Seconds
 from splitglm_partitioner.profiles import CloudProfile, DeviceProfile, LinkEstimate
 from splitglm_partitioner.request import Request, Situation
@@ -167,7 +167,7 @@ class _Pricing:
     def __init__(self, grid: Grid, situation: Situation) -> None:
         self.grid, self.situation = grid, situation
         warm = situation.request.warm
-        self.warm_index = grid.find(warm.plan) if warm is not None and warm.cached_tokens else None
+        self.warm_index = column_of(grid, warm.plan) if warm is not None and warm.cached_tokens else None
         self.cold = self._price(situation.link)
         self.warm = self._price_warm(situation.link)
 

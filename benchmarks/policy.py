@@ -1,0 +1,139 @@
+"""Time of one policy decision: ``python benchmarks/policy.py`` prints a Markdown table.
+
+Each row decides the same request over and over in this process, after a warm-up, as an agent does. The columns give the
+median and the 5th and 95th percentile of single decisions. The request differs in its prompt by one token per call, so
+that no two calls in a row have equal inputs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+
+from splitglm_core.plan import Codec, HeadSide, Precision, Privacy, SplitPlan
+from splitglm_core.ranges import LayerRange
+from splitglm_core.shapes import ModelShape
+from splitglm_partitioner.arms import enumerate_arms
+from splitglm_partitioner.layer_times import LayerTimes
+from splitglm_partitioner.policy import choose
+from splitglm_partitioner.profiles import CloudProfile, CodecTime, DeviceProfile, LinkEstimate, PrecisionProfile
+from splitglm_partitioner.request import Request, Situation, Warm
+
+CODECS = (Codec.FP32, Codec.BF16, Codec.INT8)
+
+
+def model_of(layers: int) -> ModelShape:
+    return ModelShape(
+        layers=layers,
+        hidden=4096,
+        intermediate=13696,
+        heads=32,
+        kv_heads=2,
+        head_dim=128,
+        vocab=151552,
+        max_positions=131072,
+        tied_head=False,
+    )
+
+
+def device_of(layers: int, *, codecs_timed: bool) -> DeviceProfile:
+    times = LayerTimes.uniform(layers, decode_s=5e-3, prefill_s_per_token=2e-3, decode_s_per_1k_context=1e-4)
+    active = PrecisionProfile(
+        precision=Precision.INT4,
+        times=times,
+        embed_s=1e-6,
+        head_s=1e-2,
+        layer_weight_bytes=110_000_000,
+        embedding_weight_bytes=300_000_000,
+        head_weight_bytes=300_000_000,
+    )
+    # As measured, a cheaper payload costs more time to make: then no codec is beaten beforehand.
+    seconds = dict(zip(CODECS, (1e-6, 5e-6, 2e-5), strict=True))
+    return DeviceProfile(
+        layers=layers,
+        precision=Precision.INT4,
+        precisions=(active,),
+        memory_bytes_free=8 << 30,
+        kv_bytes_per_token_per_layer=2048,
+        max_layers=layers,
+        codecs=tuple(CodecTime(codec=c, s_per_token=seconds[c]) for c in CODECS) if codecs_timed else (),
+    )
+
+
+def cloud_of(layers: int) -> CloudProfile:
+    return CloudProfile(
+        layers=layers,
+        served=LayerRange(0, layers),
+        times=LayerTimes.uniform(layers, decode_s=5e-4, prefill_s_per_token=2e-5),
+        has_embedding=True,
+        has_head=True,
+        head_s=1e-3,
+        queue_s=2e-3,
+        codecs=CODECS,
+    )
+
+
+def cases(layers: int) -> dict[str, tuple[Request, bool]]:
+    """Requests by name, and whether the device's codec times are known."""
+    base = Request(prompt_tokens=1000, expected_new_tokens=200, codecs=CODECS)
+    opened = dataclasses.replace(base, privacy=Privacy.OPEN)
+    warm = Warm(plan=SplitPlan(layers=layers, s=1, t=layers, head=HeadSide.DEVICE), cached_tokens=900)
+    return {
+        "no-text (the default)": (base, False),
+        "no-text, codecs timed": (base, True),
+        "open, all arms": (opened, False),
+        "open, all arms, codecs timed": (opened, True),
+        "open, all arms, 16,000-token prompt": (dataclasses.replace(opened, prompt_tokens=16000), False),
+        "no-text, chat turn in an open session": (dataclasses.replace(base, warm=warm), False),
+        "no-text, deadline": (dataclasses.replace(base, deadline_s=3600.0), False),
+    }
+
+
+def measure(
+    request: Request, model: ModelShape, device: DeviceProfile, link: LinkEstimate, cloud: CloudProfile, repeats: int
+) -> list[float]:
+    requests = [dataclasses.replace(request, prompt_tokens=request.prompt_tokens + i % 7) for i in range(repeats)]
+    for warm_up in requests[:100]:
+        choose(warm_up, model, device, link, cloud)
+    out = []
+    for one in requests:
+        start = time.perf_counter()
+        choose(one, model, device, link, cloud)
+        out.append((time.perf_counter() - start) * 1e6)
+    return out
+
+
+def processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} logical processors" if names else platform.processor() or "unknown processor"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=3000)
+    repeats = parser.parse_args().repeats
+    link = LinkEstimate(uplink_bytes_per_s=1.25e6, downlink_bytes_per_s=5e6, rtt_s=0.05, overhead_s=5e-4)
+    print(f"{processor()}; Python {platform.python_version()}, numpy {np.__version__}; {repeats} decisions per row.\n")
+    print("| layers | request | plans allowed | median us | p5 us | p95 us |")
+    print("|---:|---|---:|---:|---:|---:|")
+    for layers in (30, 40):
+        model, cloud = model_of(layers), cloud_of(layers)
+        for name, (request, codecs_timed) in cases(layers).items():
+            device = device_of(layers, codecs_timed=codecs_timed)
+            situation = Situation(request=request, model=model, device=device, link=link, cloud=cloud)
+            count = sum(1 for _ in enumerate_arms(situation).plans())
+            spent = measure(request, model, device, link, cloud, repeats)
+            low, high = np.percentile(spent, [5, 95])
+            print(f"| {layers} | {name} | {count} | {statistics.median(spent):.0f} | {low:.0f} | {high:.0f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,324 @@
+"""The choice: optimal among what is allowed, never beyond privacy or memory, reproducible."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given, settings
+from partitioner_factory import (
+    make_cloud,
+    make_device,
+    make_link,
+    make_model,
+    make_request,
+    situations,
+    split,
+    ushape,
+)
+
+from splitglm_core.errors import InputError, NoFeasiblePlan, PromptTooLong
+from splitglm_core.plan import Arm, Codec, HeadSide, Privacy, SplitPlan
+from splitglm_core.ranges import LayerRange
+from splitglm_partitioner import explain
+from splitglm_partitioner.arms import Constraint, enumerate_arms
+from splitglm_partitioner.cost import cost_of
+from splitglm_partitioner.layer_times import LayerTimes
+from splitglm_partitioner.policy import Choice, Decision, choose, decide, replay
+from splitglm_partitioner.profiles import CloudProfile, DeviceProfile, LinkEstimate
+from splitglm_partitioner.request import Fixed, Objective, Request, Situation, Warm
+
+N = 12
+
+
+def pick(
+    request: Request,
+    *,
+    device: DeviceProfile | None = None,
+    link: LinkEstimate | None = None,
+    cloud: CloudProfile | None = None,
+) -> Decision:
+    return choose(request, make_model(N), device or make_device(N), link or make_link(), cloud or make_cloud(N))
+
+
+def decide_or_none(situation: Situation) -> Decision | None:
+    try:
+        return decide(situation)
+    except (NoFeasiblePlan, InputError):
+        return None
+
+
+def choices(decision: Decision) -> tuple[Choice, ...]:
+    return (decision.chosen, *decision.runners_up)
+
+
+def every_plan(x: Situation) -> list[SplitPlan]:
+    """All allowed plans with all codecs in common, those included that the policy drops as beaten everywhere."""
+    fixed, offered = x.request.fixed.codec, x.cloud.codecs if x.cloud is not None else ()
+    codecs = [c for c in x.request.codecs if c in offered and fixed in (None, c)]
+    out: dict[SplitPlan, None] = {}
+    for plan in enumerate_arms(x).plans():
+        if plan.arm in (Arm.SPLIT, Arm.USHAPE):
+            out.update(dict.fromkeys(dataclasses.replace(plan, codec=codec) for codec in codecs))
+        else:
+            out[plan] = None
+    return list(out)
+
+
+@settings(max_examples=150, deadline=None)
+@given(situations())
+def test_no_choice_ever_breaks_a_constraint(x: Situation) -> None:
+    decision = decide_or_none(x)
+    if decision is None:
+        return
+    request = x.request
+    for choice in choices(decision):
+        plan, cost = choice.plan, choice.breakdown
+        if request.privacy is Privacy.LOCAL:
+            assert plan.arm is Arm.DEVICE and cost.uplink_bytes == cost.downlink_bytes == 0
+        if request.privacy is not Privacy.OPEN:
+            assert plan.arm is not Arm.CLOUD and plan.s >= min(request.s_min, plan.layers)
+        if request.privacy is Privacy.NO_TEXT or request.head_on_device:
+            assert plan.head is HeadSide.DEVICE
+        if plan.arm is not Arm.DEVICE:
+            assert x.cloud is not None and x.cloud.served.covers(plan.back)
+            assert plan.head is HeadSide.DEVICE or x.cloud.has_head
+            assert plan.arm is not Arm.CLOUD or x.cloud.has_embedding
+            if plan.arm is not Arm.CLOUD:
+                assert plan.codec in x.cloud.codecs and plan.codec in request.codecs
+        assert cost.device_memory_bytes <= x.device.memory_bytes_free
+        assert plan.arm is Arm.CLOUD or len(plan.front) + len(plan.tail) <= x.device.max_layers
+        fixed = request.fixed
+        assert fixed.arm in (None, plan.arm) and fixed.s in (None, plan.s) and fixed.t in (None, plan.t)
+        if request.deadline_s is not None:
+            link = x.link.pessimistic() if x.link is not None else None
+            promised = cost_of(plan, request, x.model, x.device, link, x.cloud)
+            assert promised.total_s <= request.deadline_s * (1 + 1e-9)
+    assert {c.plan.arm for c in choices(decision)} | {e.arm for e in decision.excluded} == set(Arm)
+
+
+@settings(max_examples=80, deadline=None)
+@given(situations())
+def test_the_choice_is_the_best_of_pricing_every_allowed_plan_alone(x: Situation) -> None:
+    decision = decide_or_none(x)
+    if decision is None:
+        return
+    request, weights = x.request, x.request.objective
+    values: dict[Arm, float] = {}
+    for plan in every_plan(x):
+        cost = cost_of(plan, request, x.model, x.device, x.link, x.cloud)
+        if request.deadline_s is not None:
+            link = x.link.pessimistic() if x.link is not None else None
+            if cost_of(plan, request, x.model, x.device, link, x.cloud).total_s > request.deadline_s:
+                continue
+        money = (x.cloud.price_per_layer_token or 0.0) * cost.cloud_layer_tokens if x.cloud is not None else 0.0
+        value = weights.latency * cost.total_s + weights.ttft * cost.ttft_s + weights.cloud_cost * money
+        values[plan.arm] = min(value, values.get(plan.arm, value))
+    assert values.keys() == {c.plan.arm for c in choices(decision)}
+    for choice in choices(decision):
+        assert choice.value == pytest.approx(values[choice.plan.arm], rel=1e-9)
+        again = cost_of(choice.plan, request, x.model, x.device, x.link, x.cloud)
+        assert again.ttft_s == pytest.approx(choice.breakdown.ttft_s, rel=1e-12)
+        assert again.uplink_bytes == choice.breakdown.uplink_bytes
+    assert decision.value == pytest.approx(min(values.values()), rel=1e-9)
+
+
+@pytest.mark.parametrize("device_is_faster", [True, False])
+@pytest.mark.parametrize("privacy", [Privacy.OPEN, Privacy.NO_PROMPT, Privacy.NO_TEXT])
+def test_with_equal_layers_the_best_cut_is_an_end_point_of_the_allowed_range(
+    privacy: Privacy, device_is_faster: bool
+) -> None:
+    """One chunk and equal layers: time is linear in s (research: the split objective of a transformer is bang-bang)."""
+    fast = LayerTimes.uniform(N, decode_s=1e-4, prefill_s_per_token=1e-6, chunk_tokens=512)
+    slow = LayerTimes.uniform(N, decode_s=4e-3, prefill_s_per_token=1e-3, chunk_tokens=512)
+    device = make_device(N, times=fast if device_is_faster else slow)
+    cloud = make_cloud(N, times=slow if device_is_faster else fast)
+    request = make_request(privacy=privacy, s_min=3, chunk_tokens=512)
+    decision = pick(request, device=device, cloud=cloud)
+    low = 1 if privacy is Privacy.OPEN else 3
+    for choice in choices(decision):
+        plan = choice.plan
+        if plan.arm is Arm.SPLIT:
+            assert plan.s == (N - 1 if device_is_faster else low)
+        if plan.arm is Arm.USHAPE:
+            # Device layers may sit before or behind the back; either way the back is as short, or as long, as allowed.
+            held = plan.s + N - plan.t
+            assert held == (N - 1 if device_is_faster else low)
+    assert decision.plan.arm is (
+        Arm.DEVICE
+        if device_is_faster
+        else {Privacy.OPEN: Arm.CLOUD, Privacy.NO_PROMPT: Arm.SPLIT}.get(privacy, Arm.USHAPE)
+    )
+
+
+def test_a_constraint_makes_the_cut_interior_and_the_reasons_name_it() -> None:
+    """A fast device with room for five layers takes five and no more."""
+    fast = LayerTimes.uniform(N, decode_s=1e-5, prefill_s_per_token=1e-7)
+    slow = LayerTimes.uniform(N, decode_s=4e-3, prefill_s_per_token=1e-3)
+    request = make_request(privacy=Privacy.NO_TEXT)
+    room = 5 * (1_000_000 + request.positions * 1024) + 900_000
+    decision = pick(request, device=make_device(N, times=fast, memory_bytes_free=room), cloud=make_cloud(N, times=slow))
+    assert decision.plan.arm is Arm.USHAPE and decision.plan.s + N - decision.plan.t == 5
+    assert "cut=high" in decision.why and "limited-by=device-memory" in decision.why
+    reasons = {e.arm: e.constraint for e in decision.excluded}
+    assert reasons == {Arm.DEVICE: Constraint.MEMORY, Arm.CLOUD: Constraint.PRIVACY, Arm.SPLIT: Constraint.PRIVACY}
+
+
+@pytest.mark.parametrize(
+    ("changes", "arm", "constraint"),
+    [
+        ({"request": {"privacy": Privacy.LOCAL}}, Arm.USHAPE, Constraint.PRIVACY),
+        ({"request": {"head_on_device": True}}, Arm.SPLIT, Constraint.DEVICE_HEAD),
+        ({"request": {"fixed": Fixed(arm=Arm.DEVICE)}}, Arm.SPLIT, Constraint.FIXED),
+        ({"request": {"fixed": Fixed(s=4)}}, Arm.CLOUD, Constraint.FIXED),
+        ({"request": {"objective": Objective(cloud_cost=1.0)}}, Arm.CLOUD, Constraint.PRICE),
+        ({"request": {"deadline_s": 1.0}}, Arm.DEVICE, Constraint.DEADLINE),
+        ({"cloud": {"has_head": False, "head_s": None}}, Arm.SPLIT, Constraint.CLOUD_HEAD),
+        ({"cloud": {"has_embedding": False}}, Arm.CLOUD, Constraint.CLOUD_EMBEDDING),
+        ({"cloud": {"codecs": ()}}, Arm.USHAPE, Constraint.CODEC),
+        ({"device": {"max_layers": 4}}, Arm.DEVICE, Constraint.MAX_LAYERS),
+        ({"device": {"memory_bytes_free": 10**6}}, Arm.SPLIT, Constraint.MEMORY),
+    ],
+)
+def test_every_excluded_arm_names_its_constraint(
+    changes: dict[str, dict[str, object]], arm: Arm, constraint: Constraint
+) -> None:
+    request = dataclasses.replace(make_request(privacy=Privacy.OPEN), **changes.get("request", {}))  # type: ignore[arg-type]
+    device = dataclasses.replace(make_device(N), **changes.get("device", {}))  # type: ignore[arg-type]
+    cloud = dataclasses.replace(make_cloud(N), **changes.get("cloud", {}))  # type: ignore[arg-type]
+    decision = pick(request, device=device, cloud=cloud)
+    assert {e.arm: e.constraint for e in decision.excluded}[arm] is constraint
+
+
+def test_a_cloud_with_the_middle_layers_only_serves_a_ushape_within_them() -> None:
+    served = LayerRange(3, 9)
+    cloud = make_cloud(N, served=served, times=LayerTimes.uniform(6, decode_s=5e-4, prefill_s_per_token=3e-5))
+    decision = pick(make_request(privacy=Privacy.OPEN), cloud=cloud)
+    assert decision.plan.arm is Arm.USHAPE and served.covers(decision.plan.back)
+    assert {e.constraint for e in decision.excluded} == {Constraint.SERVED}
+
+
+def test_without_a_cloud_the_device_answers_alone() -> None:
+    decision = choose(make_request(), make_model(N), make_device(N), None, None)
+    assert decision.plan.arm is Arm.DEVICE and decision.runners_up == ()
+
+
+def test_when_nothing_is_allowed_the_error_names_each_constraint_and_what_to_relax() -> None:
+    with pytest.raises(NoFeasiblePlan) as caught:
+        choose(make_request(privacy=Privacy.LOCAL), make_model(N), make_device(N, memory_bytes_free=10), None, None)
+    assert "device: at least 17 MB are needed for 12 layers" in caught.value.what
+    assert "free device memory" in caught.value.hint and "privacy" in caught.value.hint
+
+
+def test_a_deadline_is_promised_on_the_pessimistic_link() -> None:
+    """A split that meets the deadline on average but not at the worst recent rate gives way to the device."""
+    request = make_request(privacy=Privacy.NO_PROMPT, expected_new_tokens=1)
+    steady, shaky = make_link(), make_link(uplink_rel_error=9.0)
+    expected = pick(request, link=steady).breakdown.total_s
+    bounded = dataclasses.replace(request, deadline_s=expected * 1.1)
+    assert pick(bounded, link=steady).plan.arm is Arm.SPLIT
+    with pytest.raises(NoFeasiblePlan, match="deadline"):
+        pick(bounded, link=shaky)
+    assert pick(dataclasses.replace(request, deadline_s=60.0), link=shaky).plan.arm is Arm.SPLIT
+
+
+def test_an_open_session_is_preferred_although_another_cut_would_be_cheaper_cold() -> None:
+    plan = split(N, 2, Codec.INT8)
+    cold = make_request(privacy=Privacy.NO_PROMPT, expected_new_tokens=10)
+    assert pick(cold).plan.s == 1
+    warm = pick(dataclasses.replace(cold, warm=Warm(plan=plan, cached_tokens=280)))
+    assert warm.plan == plan and "warm=1" in warm.why
+    assert warm.breakdown.uplink_bytes < pick(cold).breakdown.uplink_bytes
+    # With a long answer ahead the per-token gain of the better cut outweighs the prefill saved.
+    long = dataclasses.replace(cold, warm=Warm(plan=plan, cached_tokens=280), expected_new_tokens=500)
+    assert pick(long).plan.s == 1
+
+
+def test_an_open_session_never_forces_a_plan_that_is_no_longer_allowed() -> None:
+    request = make_request(privacy=Privacy.NO_TEXT, warm=Warm(plan=split(N, 5), cached_tokens=290))
+    assert pick(request).plan.arm is Arm.USHAPE
+
+
+def test_cloud_cost_moves_layers_to_the_device() -> None:
+    cloud = make_cloud(N, price_per_layer_token=1.0)
+    free = pick(make_request(privacy=Privacy.NO_PROMPT), cloud=cloud)
+    dear = pick(make_request(privacy=Privacy.NO_PROMPT, objective=Objective(cloud_cost=1e3)), cloud=cloud)
+    assert free.breakdown.cloud_layer_tokens > dear.breakdown.cloud_layer_tokens == 0
+
+
+def test_exact_ties_go_to_fewer_bytes_then_to_the_smaller_cut() -> None:
+    """Layers that cost nothing anywhere make all cuts of a codec equal, and a free link makes codecs equal too."""
+    free = LayerTimes.uniform(N, decode_s=0.0, prefill_s_per_token=0.0)
+    link = make_link(uplink_bytes_per_s=1e12, downlink_bytes_per_s=1e12, rtt_s=1000.0)
+    request = make_request(
+        privacy=Privacy.NO_PROMPT, codecs=(Codec.FP32, Codec.BF16, Codec.INT8), fixed=Fixed(arm=Arm.SPLIT)
+    )
+    device, cloud = make_device(N, times=free), make_cloud(N, times=free)
+    decision = pick(request, device=device, cloud=cloud, link=link)
+    assert (decision.plan.s, decision.plan.codec) == (1, Codec.INT8)
+    assert decision == pick(request, device=device, cloud=cloud, link=link)
+
+
+@settings(max_examples=60, deadline=None)
+@given(situations())
+def test_a_log_line_replays_to_the_same_decision(x: Situation) -> None:
+    decision = decide_or_none(x)
+    if decision is None:
+        return
+    line = decision.log_line()
+    assert "\n" not in line
+    assert replay(line) == decision
+    assert replay(line).inputs_digest == decision.inputs_digest
+
+
+def test_an_altered_or_foreign_log_line_is_refused() -> None:
+    line = pick(make_request()).log_line()
+    altered = json.loads(line)
+    altered["inputs"]["request"]["prompt_tokens"] += 1
+    with pytest.raises(InputError, match="digest"):
+        replay(json.dumps(altered))
+    altered = json.loads(line)
+    altered["version"] = 99
+    with pytest.raises(InputError, match="version"):
+        replay(json.dumps(altered))
+    for text in ("", "{}", "[]", "null", line[:-1], "[" * 100_000):
+        with pytest.raises(InputError):
+            replay(text)
+
+
+def test_requests_and_profiles_of_different_models_are_refused() -> None:
+    with pytest.raises(InputError, match="device profile"):
+        choose(make_request(), make_model(N + 1), make_device(N), make_link(), make_cloud(N))
+    with pytest.raises(InputError, match="cloud profile"):
+        pick(make_request(), cloud=make_cloud(N + 1))
+    with pytest.raises(PromptTooLong):
+        short = dataclasses.replace(make_model(N), max_positions=349)
+        choose(make_request(), short, make_device(N), make_link(), make_cloud(N))
+    with pytest.raises(InputError, match="exceeds"):
+        pick(make_request(fixed=Fixed(s=N + 1)))
+    with pytest.raises(InputError, match="joules"):
+        Objective(energy=1.0)
+
+
+def test_the_explanation_shows_every_arm_with_its_cost_or_its_reason() -> None:
+    decision = pick(make_request(privacy=Privacy.NO_PROMPT, s_min=3))
+    text = explain.table(decision)
+    lines = text.splitlines()
+    assert lines[0].split()[:4] == ["arm", "s", "t", "codec"]
+    assert lines[1].split()[:4] == ["split*", "3", "12", "int8"]
+    assert {line.split()[0] for line in lines[2:4]} == {"ushape", "device"}
+    assert "cloud: not allowed, no-prompt keeps prompt ids on the device" in lines
+    words = explain.in_words(decision)
+    assert "The cut is the lowest allowed; limited by privacy." in words and "round trip 40.0 ms" in words
+
+
+def test_the_explanation_of_an_open_session_says_what_is_new() -> None:
+    plan = ushape(N, 1, N, Codec.INT8)
+    decision = pick(make_request(warm=Warm(plan=plan, cached_tokens=290)))
+    assert "10 of 300 prompt tokens are new" in explain.in_words(decision)
+
+
+@pytest.mark.parametrize("constraint", list(Constraint))
+def test_every_constraint_has_a_remedy(constraint: Constraint) -> None:
+    assert constraint.remedy
