@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -99,6 +100,7 @@ class CloudServer:
             max_sessions=settings.max_sessions,
             session_ttl_s=settings.session_ttl_s,
         )
+        self.metrics_port: int | None = None
         self._health = health.aio.HealthServicer()
         self._server: grpc.aio.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None
@@ -135,7 +137,15 @@ class CloudServer:
             self.executor.stop(1.0)
             raise DeviceError(f"cannot listen on {self.settings.listen}", "choose another port with --listen")
         if self.settings.metrics_port is not None:
-            self.metrics.serve(host, self.settings.metrics_port)
+            try:
+                self.metrics_port = self.metrics.serve(host, self.settings.metrics_port)
+            except OSError as error:
+                self.executor.stop(1.0)
+                await server.stop(None)
+                raise DeviceError(
+                    f"cannot serve metrics on {host}:{self.settings.metrics_port}: {error.strerror}",
+                    "choose another port with --metrics-port",
+                ) from None
         await server.start()
         self._server = server
         self._sweeper = asyncio.create_task(self._sweep())
@@ -228,19 +238,18 @@ def _make_runner(
     )
 
 
-async def serve(
-    settings: CloudSettings, *, ready: Callable[[CloudServer, int], None], progress: Progress | None = None
-) -> None:
-    """Load, serve and stop on SIGTERM or SIGINT; a second signal stops at once.
+async def serve(server: CloudServer, *, ready: Callable[[int], None]) -> None:
+    """Serve and stop on SIGTERM or SIGINT; a second signal stops at once.
+
+    The server is made by the caller, outside any event loop: loading can take minutes and must end at once on Ctrl-C.
 
     Args:
-        ready: called with the server and its port once it is serving.
-    """
-    import signal
+        ready: called with the port once it is serving.
 
-    server = await asyncio.to_thread(CloudServer, settings, progress=progress)
+    Raises:
+        DeviceError: an address cannot be bound.
+    """
     port = await server.start()
-    ready(server, port)
     loop = asyncio.get_running_loop()
     stopping: list[asyncio.Task[None]] = []
 
@@ -252,4 +261,5 @@ async def serve(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
+    ready(port)
     await server.wait()
