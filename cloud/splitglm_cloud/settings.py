@@ -29,7 +29,7 @@ class CloudSettings:
         max_context: positions of one session; 0 means the model's own limit.
         session_ttl_s: how long a session survives without a stream.
         psk: 32 bytes; with it only paired devices can connect.
-        metrics_port: port of ``/metrics``; None serves none.
+        metrics_port: port of ``/metrics`` on the loopback address; None serves none.
         allow_anonymous: serve a non-loopback address without a pairing key.
     """
 
