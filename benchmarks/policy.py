@@ -2,7 +2,7 @@
 
 Each row decides the same request over and over in this process, after a warm-up, as an agent does. The columns give the
 median and the 5th and 95th percentile of single decisions. The request differs in its prompt by one token per call, so
-that no two calls in a row have equal inputs.
+that no two calls in a row have equal inputs. Rows take turns in rounds, so that a disturbance of the machine meets all.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from splitglm_partitioner.policy import choose
 from splitglm_partitioner.profiles import CloudProfile, CodecTime, DeviceProfile, LinkEstimate, PrecisionProfile
 from splitglm_partitioner.request import Request, Situation, Warm
 
+ROUNDS = 20
 CODECS = (Codec.FP32, Codec.BF16, Codec.INT8)
 
 
@@ -95,16 +96,15 @@ def cases(layers: int) -> dict[str, tuple[Request, bool]]:
     }
 
 
-def measure(
-    request: Request, model: ModelShape, device: DeviceProfile, link: LinkEstimate, cloud: CloudProfile, repeats: int
-) -> list[float]:
-    requests = [dataclasses.replace(request, prompt_tokens=request.prompt_tokens + i % 7) for i in range(repeats)]
-    for warm_up in requests[:100]:
-        choose(warm_up, model, device, link, cloud)
+def measure(x: Situation, repeats: int) -> list[float]:
+    """Microseconds of ``repeats`` decisions."""
+    requests = [dataclasses.replace(x.request, prompt_tokens=x.request.prompt_tokens + i % 7) for i in range(repeats)]
+    for warm_up in requests[:20]:
+        choose(warm_up, x.model, x.device, x.link, x.cloud)
     out = []
-    for one in requests:
+    for request in requests:
         start = time.perf_counter()
-        choose(one, model, device, link, cloud)
+        choose(request, x.model, x.device, x.link, x.cloud)
         out.append((time.perf_counter() - start) * 1e6)
     return out
 
@@ -122,17 +122,23 @@ def main() -> None:
     repeats = parser.parse_args().repeats
     link = LinkEstimate(uplink_bytes_per_s=1.25e6, downlink_bytes_per_s=5e6, rtt_s=0.05, overhead_s=5e-4)
     print(f"{processor()}; Python {platform.python_version()}, numpy {np.__version__}; {repeats} decisions per row.\n")
-    print("| layers | request | plans allowed | median us | p5 us | p95 us |")
-    print("|---:|---|---:|---:|---:|---:|")
+    rows: list[tuple[int, str, Situation]] = []
     for layers in (30, 40):
-        model, cloud = model_of(layers), cloud_of(layers)
         for name, (request, codecs_timed) in cases(layers).items():
             device = device_of(layers, codecs_timed=codecs_timed)
+            model, cloud = model_of(layers), cloud_of(layers)
             situation = Situation(request=request, model=model, device=device, link=link, cloud=cloud)
-            count = sum(1 for _ in enumerate_arms(situation).plans())
-            spent = measure(request, model, device, link, cloud, repeats)
-            low, high = np.percentile(spent, [5, 95])
-            print(f"| {layers} | {name} | {count} | {statistics.median(spent):.0f} | {low:.0f} | {high:.0f} |")
+            rows.append((layers, name, situation))
+    spent: list[list[float]] = [[] for _ in rows]
+    for _ in range(ROUNDS):
+        for times, (_, _, x) in zip(spent, rows, strict=True):
+            times.extend(measure(x, max(1, repeats // ROUNDS)))
+    print("| layers | request | plans priced | median us | p5 us | p95 us |")
+    print("|---:|---|---:|---:|---:|---:|")
+    for times, (layers, name, x) in zip(spent, rows, strict=True):
+        count = sum(1 for _ in enumerate_arms(x).plans())
+        low, high = np.percentile(times, [5, 95])
+        print(f"| {layers} | {name} | {count} | {statistics.median(times):.0f} | {low:.0f} | {high:.0f} |")
 
 
 if __name__ == "__main__":

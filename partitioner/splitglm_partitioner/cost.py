@@ -232,7 +232,7 @@ def _first_token_s(grid: Grid, charges: tuple[Charge, ...], chunks: Seconds, fro
     lane, s, t, deep = grid.lane, grid.s, grid.t, grid.deep_start
     table = np.array([charge.rates() for charge in charges]).T
     up_row, up_sink, overhead, codec, after = table[:5].take(lane, axis=1)
-    coded, tailed = bool(table[3].any()), deep < len(s)
+    sinks, coded, tailed = bool(table[1].any()), bool(table[3].any()), deep < len(s)
     ends = [np.zeros(len(s)) for _ in range(5 if tailed else 3)]
     if tailed:
         # Downlink and tail are machines of no work for the plans that have none. The tail waits for all fronts; its
@@ -242,20 +242,24 @@ def _first_token_s(grid: Grid, charges: tuple[Charge, ...], chunks: Seconds, fro
         decoding, _, down_row, down_sink, lag, head = tail_rates
         after[deep:] = (lag + head)[deep:]
         ends[4][deep:] = (front.sum(axis=0).take(s) + float(chunks.sum()) * decoding - lag)[deep:]
+    times: list[Seconds] = []
     for first, count in _runs(chunks, front, back):
-        tokens, ahead, behind = float(chunks[first]), front[first], back[first]
-        times = [ahead.take(s), tokens * up_row + overhead, behind.take(t) - behind.take(s)]
-        if tailed:
-            times += [tokens * down_row, (ahead[-1] - ahead).take(t)]
-        if first == 0:
-            times[1] += up_sink
+        if count == 1:
+            tokens, ahead, behind = float(chunks[first]), front[first], back[first]
+            times = [ahead.take(s), tokens * up_row + overhead, behind.take(t) - behind.take(s)]
             if tailed:
-                times[3] += down_sink
-        if coded:
-            times[0] += tokens * codec
+                times += [tokens * down_row, (ahead[-1] - ahead).take(t)]
+            if coded:
+                times[0] += tokens * codec
+                if tailed:
+                    times[4] += tokens * decoding
+        if first == 0 and sinks:
+            with_sink = [times[0], times[1] + up_sink, *times[2:]]
             if tailed:
-                times[4] += tokens * decoding
-        run_jobs(ends, times, count)
+                with_sink[3] = times[3] + down_sink
+            run_jobs(ends, with_sink, 1)
+        else:  # a run of several is of chunks like the one before, but for position 0
+            run_jobs(ends, times, count)
     out: Seconds = ends[-1] + after
     return out
 
