@@ -14,11 +14,11 @@ PIP_INSTALL := $(PINNED) $(BIN)/python -m pip install --quiet --quiet --no-input
 # Extra arguments of pytest or the demo: make test ARGS="tests/sims -x"
 ARGS :=
 
-.PHONY: help demo test lint proto bench-smoke constraints clean
+.PHONY: help demo test lint proto structure bench-smoke constraints clean
 
 help:
 	@sed -n '2,4p' Makefile | sed 's/^# *//'
-	@echo 'also: make lint | proto | bench-smoke | constraints | clean'
+	@echo 'also: make lint | proto | structure | bench-smoke | constraints | clean'
 
 demo: $(VENV)/.installed-demo
 	@echo '==> splitglm demo'
@@ -44,10 +44,13 @@ proto: $(VENV)/.installed-dev
 	@$(BIN)/python -m grpc_tools.protoc -I proto --python_out=proto --pyi_out=proto --grpc_python_out=proto \
 		proto/splitglm_wire/v1/split.proto
 
-# Every benchmark script has --smoke: seconds long, prints its table, writes no result file.
+# The list of files in docs/structure.md comes from the modules' docstrings.
+structure: $(VENV)/.created
+	@$(BIN)/python docs/list_rooms.py
+
+# With --smoke a benchmark script takes seconds, prints its tables and writes no result file.
 bench-smoke: $(VENV)/.installed-dev
-	@for script in benchmarks/*.py; do \
-		[ -e "$$script" ] || continue; \
+	@for script in $$(grep -l -- '"--smoke"' benchmarks/*.py); do \
 		echo "==> $$script --smoke"; \
 		$(BIN)/python "$$script" --smoke || exit 1; \
 	done
