@@ -14,6 +14,8 @@ from splitglm_core.ranges import LayerRange
 from splitglm_glm.config import GlmConfig
 from splitglm_glm.rotary import RotaryTable
 
+# mmap's default is shared memory, which a forked child would write into and which no memory limit counts as ours.
+_PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
 _RECENT_LENGTHS = 3  # bindings kept besides the one of single tokens: prefill chunk, its remainder, draft length
 
 
@@ -25,7 +27,7 @@ class LazyBuffer:
 
     def __init__(self, dims: tuple[int, ...]) -> None:
         self.bytes = int(np.prod(dims)) * 4
-        pages = mmap.mmap(-1, max(1, self.bytes))
+        pages = mmap.mmap(-1, max(1, self.bytes), **_PRIVATE)
         if hasattr(mmap, "MADV_NOHUGEPAGE"):
             try:
                 pages.madvise(mmap.MADV_NOHUGEPAGE)
