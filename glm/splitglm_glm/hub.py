@@ -1,15 +1,17 @@
 """Fetches a GLM checkpoint from a model hub through ``huggingface_hub``, pinned to a commit and checked by hash.
 
-The hub client brings what users have set up: ``HF_ENDPOINT``, ``HF_TOKEN``, ``HF_HUB_OFFLINE``, proxies. It checks
-sizes only, so every file is hashed here against what the repository's listing at that commit says.
+The hub client brings what users have set up: ``HF_ENDPOINT``, ``HF_TOKEN``, ``HF_HUB_OFFLINE``, proxies; listing,
+session, URLs and headers are its own. The bytes are received here, because its download functions start a file over
+after a killed process and check sizes only: here a file goes on where it stopped, and is kept only with the hash that
+the repository's listing at that commit gives for it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,7 +40,10 @@ _MAX_LISTED: Final = 10_000
 _PICKLED: Final = (".bin", ".pt", ".pth", ".ckpt")
 _CONVERTED: Final = "use a converted repository, e.g. zai-org/glm-edge-1.5b-chat or zai-org/glm-4-9b-chat-hf"
 _TIMEOUT_S: Final = 20.0
-_CLIENT_DIRECTORY: Final = ".cache"  # where the hub client keeps its notes and unfinished files
+_BLOCK_BYTES: Final = 1 << 20
+_RETRIES: Final = 4  # in a row, without a byte received
+_RETRY_PAUSE_S: Final = 1.0
+_PARTIAL_DIRECTORY: Final = ".partial"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +97,12 @@ def fetch(repo: str, commit: str, directory: Path, *, offline: bool, progress: P
     load_config(directory / CONFIG_FILE)
     GlmTokenizer.open(directory)
     weights = _weights(repo, listed, directory)
-    missing_bytes = sum(file.size_bytes - _staged_bytes(directory, file.name) for file in weights)
+    partials = directory / _PARTIAL_DIRECTORY
+    here_bytes = sum(_size_bytes(folder / file.name) for file in weights for folder in (directory, partials))
+    missing_bytes = sum(file.size_bytes for file in weights) - here_bytes
     require_free(directory, max(0, missing_bytes))
     _download(repo, commit, weights, directory, progress)
-    shutil.rmtree(directory / _CLIENT_DIRECTORY, ignore_errors=True)
+    shutil.rmtree(directory / _PARTIAL_DIRECTORY, ignore_errors=True)
 
 
 def _refuse_unsuitable(repo: str, listed: dict[str, RemoteFile]) -> None:
@@ -134,17 +141,64 @@ def _list(repo: str, commit: str) -> dict[str, RemoteFile]:
 
 
 def _download(repo: str, commit: str, files: list[RemoteFile], directory: Path, progress: Progress) -> None:
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_url
 
+    partials = directory / _PARTIAL_DIRECTORY
+    partials.mkdir(exist_ok=True)
     total = sum(file.size_bytes for file in files)
     done = 0
     for file in files:
-        bar = _bar_class(lambda now, before=done: progress("downloading", before + now, total))
-        with _hub_errors(repo, commit):
-            hf_hub_download(repo, file.name, revision=commit, local_dir=directory, tqdm_class=bar)
-        _verify(directory / file.name, file)
+        if not (directory / file.name).is_file():  # it was checked before it got this name
+            url = hf_hub_url(repo, file.name, revision=commit)
+            with _hub_errors(repo, commit):
+                for now in _receive(url, partials / file.name, file):
+                    progress("downloading", done + now, total)
+            _verify(partials / file.name, file)
+            (partials / file.name).replace(directory / file.name)
         done += file.size_bytes
         progress("downloading", done, total)
+
+
+def _receive(url: str, partial: Path, file: RemoteFile) -> Iterator[int]:
+    """Bring ``partial`` to its full length, going on where it stopped, through a few lost connections.
+
+    Yields its length after every block.
+    """
+    failures = 0
+    while (have := _size_bytes(partial)) < file.size_bytes or not partial.exists():
+        try:
+            for now in _received(url, partial, have, file.size_bytes):
+                yield now
+                failures = 0
+        except Exception as error:
+            if not _is_transport_error(error) or failures >= _RETRIES:
+                raise
+        if _size_bytes(partial) < file.size_bytes:
+            failures += 1
+            if failures > _RETRIES:
+                raise LinkError(f"the hub ends {file.name} before its end", "pull again later")
+            time.sleep(_RETRY_PAUSE_S)
+
+
+def _received(url: str, partial: Path, have: int, size_bytes: int) -> Iterator[int]:
+    """One request of ``_receive``, from byte ``have`` on."""
+    from huggingface_hub import get_session
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
+
+    headers = build_hf_headers(library_name="splitglm") | {"Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    with get_session().stream("GET", url, headers=headers, follow_redirects=True, timeout=_TIMEOUT_S) as response:
+        hf_raise_for_status(response)
+        going_on = response.status_code == 206
+        have = have if going_on else 0
+        with partial.open("ab" if going_on else "wb") as out:
+            for block in response.iter_bytes(_BLOCK_BYTES):
+                have += len(block)
+                if have > size_bytes:
+                    raise ModelInvalid(f"{partial.name} is longer than the hub lists it", "pull again")
+                out.write(block)
+                yield have
 
 
 def _verify(path: Path, file: RemoteFile) -> None:
@@ -156,8 +210,7 @@ def _verify(path: Path, file: RemoteFile) -> None:
         raise ModelInvalid(f"{file.name} does not have the hash that the hub lists for it", "pull again")
 
 
-def _staged_bytes(directory: Path, name: str) -> int:
-    path = directory / name
+def _size_bytes(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
@@ -220,8 +273,7 @@ def _hub_errors(repo: str, revision: str | None) -> Iterator[None]:
     except errors.HfHubHTTPError as error:
         raise LinkError(f"the hub answered {error.response.status_code} for {repo}", "try again later") from None
     except Exception as error:
-        # The client's transport is httpx in some releases and httpx2 in others; sizes that differ are a bare OSError.
-        if type(error).__module__.startswith("httpx") or (isinstance(error, OSError) and error.errno is None):
+        if _is_transport_error(error):
             raise _unreachable(repo, error) from None
         raise
 
@@ -235,22 +287,6 @@ def _unreachable(repo: str, error: Exception) -> LinkError:
     )
 
 
-def _bar_class(report: Any) -> Any:
-    """A progress bar for the hub client that draws nothing and tells ``report`` how many bytes of a file there are."""
-    from tqdm.auto import tqdm  # type: ignore[import-untyped]
-
-    class Bar(tqdm):  # type: ignore[misc]
-        def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **(options | {"file": io.StringIO(), "mininterval": 0.0}))
-            self.display()
-
-        def display(self, *args: Any, **options: Any) -> bool:
-            report(int(self.n))
-            return True
-
-        def update(self, n: float | None = 1) -> Any:
-            updated = super().update(n)
-            report(int(self.n))
-            return updated
-
-    return Bar
+def _is_transport_error(error: Exception) -> bool:
+    # The hub client's transport is httpx in some releases and httpx2 in others.
+    return type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2")

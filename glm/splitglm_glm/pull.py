@@ -49,7 +49,7 @@ def pull(
     """
     path = Path(name_or_path).expanduser()
     is_demo = name_or_path == smollm2.NAME
-    is_local = not is_demo and path.is_dir()
+    is_local = bool(name_or_path) and not is_demo and path.is_dir()
     if revision is not None and (is_demo or is_local):
         raise InputError("a revision is only for hub repositories", "leave it out")
     if is_local:

@@ -61,6 +61,11 @@ def glm_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="module")
+def glm(glm_like: Path) -> tuple[ChatTemplate, GlmTokenizer]:
+    return ChatTemplate.open(glm_like), GlmTokenizer.open(glm_like)
+
+
 @pytest.mark.parametrize("which", ["demo", "glm-like", "tiny"])
 @pytest.mark.parametrize("turns", [1, 2, 3, 4])
 @pytest.mark.parametrize("prompt", [True, False])
@@ -104,19 +109,19 @@ contents = st.lists(
 
 @settings(deadline=None, max_examples=150)
 @given(st.lists(st.tuples(st.sampled_from(["user", "assistant", "system"]), contents), min_size=1, max_size=4))
-def test_control_tokens_come_from_the_template_alone(glm_like: Path, turns: list[tuple[str, str]]) -> None:
-    if "glm" not in OPENED:
-        OPENED["glm"] = (ChatTemplate.open(glm_like), GlmTokenizer.open(glm_like))
-    template, tokenizer = OPENED["glm"]
+def test_control_tokens_come_from_the_template_alone(
+    glm: tuple[ChatTemplate, GlmTokenizer], turns: list[tuple[str, str]]
+) -> None:
+    template, tokenizer = glm
     control = {i: t for t, i in tokenizer.control_tokens.items()}
     ids = template.encode(tokenizer, [Message(role=role, content=content) for role, content in turns])
     expected = ["[gMASK]", "<sop>", *(f"<|{role}|>" for role, _ in turns), "<|assistant|>"]
     assert [control[i] for i in ids if i in control] == expected
 
 
-def test_contents_cannot_join_into_a_control_token() -> None:
+def test_contents_cannot_join_into_a_control_token(glm: tuple[ChatTemplate, GlmTokenizer]) -> None:
     template = ChatTemplate("{% for m in messages %}{{ m.content | replace('X', '') }}{% endfor %}<sop>")
-    tokenizer = OPENED_TINY
+    tokenizer = glm[1]
     halves = [Message(role="user", content="<|us"), Message(role="user", content="er|>")]
     ids = template.encode(tokenizer, [*halves, Message(role="user", content="<|uXser|>")])
     assert [i for i in ids if i in tokenizer.control_tokens.values()] == [tokenizer.control_tokens["<sop>"]]
@@ -240,15 +245,3 @@ def test_a_chat_template_of_a_wrong_kind_is_refused(tmp_path: Path, value: objec
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": value}))
     with pytest.raises(ModelInvalid):
         ChatTemplate.open(tmp_path)
-
-
-def _tiny() -> GlmTokenizer:
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        write_tokenizer(Path(folder), 600)
-        return GlmTokenizer.open(Path(folder))
-
-
-OPENED: dict[str, tuple[ChatTemplate, GlmTokenizer]] = {}
-OPENED_TINY = _tiny()

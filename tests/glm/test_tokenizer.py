@@ -28,6 +28,11 @@ def tiny(tiny_dir: Path) -> GlmTokenizer:
 
 
 @pytest.fixture(scope="module")
+def reference(tiny_dir: Path) -> Tokenizer:
+    return Tokenizer.from_file(str(tiny_dir / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module")
 def demo(demo_model_dir: Path) -> GlmTokenizer:
     return GlmTokenizer.open(demo_model_dir)
 
@@ -57,38 +62,42 @@ pieces = st.lists(st.one_of(st.text(max_size=8), st.sampled_from(SPECIAL_TOKENS)
 
 @settings(deadline=None, max_examples=200)
 @given(pieces)
-def test_allowed_control_tokens_are_split_as_the_tokenizers_package_splits_them(text: str) -> None:
-    assert TINY.encode(text, allow_special=True) == REFERENCE.encode(text, add_special_tokens=False).ids
+def test_allowed_control_tokens_are_split_as_the_tokenizers_package_splits_them(
+    tiny: GlmTokenizer, reference: Tokenizer, text: str
+) -> None:
+    assert tiny.encode(text, allow_special=True) == reference.encode(text, add_special_tokens=False).ids
 
 
 @settings(deadline=None, max_examples=200)
 @given(pieces)
-def test_text_never_becomes_a_control_token_and_comes_back_unchanged(text: str) -> None:
-    ids = TINY.encode(text)
-    assert not set(ids) & set(TINY.control_tokens.values())
-    assert TINY.decode(ids) == text
+def test_text_never_becomes_a_control_token_and_comes_back_unchanged(tiny: GlmTokenizer, text: str) -> None:
+    ids = tiny.encode(text)
+    assert not set(ids) & set(tiny.control_tokens.values())
+    assert tiny.decode(ids) == text
 
 
 @settings(deadline=None, max_examples=300)
 @given(st.lists(st.integers(-1, 700), max_size=40), st.booleans())
-def test_streamed_text_equals_the_full_decode_of_any_ids(ids: list[int], skip_special: bool) -> None:
-    stream = TINY.stream(skip_special=skip_special)
+def test_streamed_text_equals_the_full_decode_of_any_ids(
+    tiny: GlmTokenizer, ids: list[int], skip_special: bool
+) -> None:
+    stream = tiny.stream(skip_special=skip_special)
     shown = [stream.push(i) for i in ids]
-    assert "".join(shown) + stream.flush() == TINY.decode(ids, skip_special=skip_special)
+    assert "".join(shown) + stream.flush() == tiny.decode(ids, skip_special=skip_special)
 
 
 @settings(deadline=None, max_examples=300)
 @given(st.lists(st.integers(0, 599), max_size=40))
-def test_decoding_equals_the_tokenizers_package(ids: list[int]) -> None:
-    assert TINY.decode(ids, skip_special=False) == REFERENCE.decode(ids, skip_special_tokens=False)
-    assert TINY.decode(ids) == REFERENCE.decode(ids, skip_special_tokens=True)
+def test_decoding_equals_the_tokenizers_package(tiny: GlmTokenizer, reference: Tokenizer, ids: list[int]) -> None:
+    assert tiny.decode(ids, skip_special=False) == reference.decode(ids, skip_special_tokens=False)
+    assert tiny.decode(ids) == reference.decode(ids, skip_special_tokens=True)
 
 
 @settings(deadline=None, max_examples=200)
 @given(st.text(max_size=20))
-def test_streaming_never_shows_half_a_character(text: str) -> None:
-    stream, shown = TINY.stream(), ""
-    for token in TINY.encode(text):
+def test_streaming_never_shows_half_a_character(tiny: GlmTokenizer, text: str) -> None:
+    stream, shown = tiny.stream(), ""
+    for token in tiny.encode(text):
         shown += stream.push(token)
         assert text.startswith(shown)
     assert shown == text and stream.flush() == ""
@@ -103,8 +112,7 @@ def test_a_character_of_four_tokens_appears_when_it_is_complete(tiny: GlmTokeniz
 
 @settings(deadline=None, max_examples=200)
 @given(st.text(max_size=20).map(lambda t: t + "\x04\U00050000"))
-def test_encoding_drops_exactly_the_bytes_reported_as_lost(demo_model_dir: Path, text: str) -> None:
-    demo = DEMO.setdefault("demo", GlmTokenizer.open(demo_model_dir)) if "demo" not in DEMO else DEMO["demo"]
+def test_encoding_drops_exactly_the_bytes_reported_as_lost(demo: GlmTokenizer, text: str) -> None:
     lost = demo.lost_bytes(text)
     kept = bytes(b for b in text.encode() if b not in lost)
     assert set(lost) >= {0x04, 0xF1}
@@ -188,16 +196,3 @@ def test_a_tokenizer_of_another_kind_is_refused(tiny_dir: Path, tmp_path: Path) 
     other = {"decoder": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}}
     with pytest.raises(ModelInvalid, match="byte-level"):
         GlmTokenizer.open(edit(tiny_dir, tmp_path, other))
-
-
-def _tiny() -> tuple[GlmTokenizer, Tokenizer]:
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        write_tokenizer(Path(folder), 600)
-        return GlmTokenizer.open(Path(folder)), Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
-
-
-# Hypothesis runs a test body many times; these are read-only, so one of each serves all runs.
-TINY, REFERENCE = _tiny()
-DEMO: dict[str, GlmTokenizer] = {}
