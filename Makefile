@@ -62,7 +62,7 @@ constraints:
 	@echo '==> resolving .[dev] (several minutes)'
 	@build/resolve/bin/python -m pip install --quiet --quiet --no-input --disable-pip-version-check --upgrade -e '.[dev]' hatchling setuptools
 	@{ sed '/^[^#]/,$$d' constraints.txt; \
-		build/resolve/bin/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//'; \
+		build/resolve/bin/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+[a-z0-9.]*$$//'; \
 	} > build/constraints.txt
 	@mv build/constraints.txt constraints.txt && rm -rf build/resolve
 	@echo 'constraints.txt rewritten: read its diff, then run make test'
