@@ -7,18 +7,12 @@ with Agent.open("smollm2-135m", cloud="127.0.0.1:7411") as agent:
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Sequence
 from types import TracebackType
 
-from splitglm_core.errors import (
-    InputError,
-    LinkError,
-    ModelMismatch,
-    NoFeasiblePlan,
-    PromptTooLong,
-    SecurityError,
-    SplitGlmError,
-)
+from splitglm_core.errors import InputError, LinkError, PromptTooLong
 from splitglm_core.plan import Codec, Precision, Privacy
 from splitglm_core.ranges import LayerRange
 from splitglm_core.sampling import SamplingParams
@@ -27,9 +21,11 @@ from splitglm_edge.connection import CloudAddress, CloudConnection
 from splitglm_edge.conversation import Conversation, Prepared
 from splitglm_edge.generation import Generation
 from splitglm_edge.link import CloudLink
+from splitglm_edge.planning import Planner
 from splitglm_edge.probe import load_profile, measure_device, profile_path, save_profile
+from splitglm_edge.prompting import Prompt, PromptEncoder
 from splitglm_edge.stats import Meter
-from splitglm_glm.chat import ChatTemplate, Message
+from splitglm_edge.timeouts import Timeouts
 from splitglm_glm.checkpoint import Checkpoint
 from splitglm_glm.export.manifest import GraphsManifest
 from splitglm_glm.opening import Progress, open_checkpoint, open_stack
@@ -38,11 +34,10 @@ from splitglm_glm.stack import LayerStack
 from splitglm_glm.store import ModelStore
 from splitglm_glm.tokenizer import GlmTokenizer
 from splitglm_partitioner import explain
-from splitglm_partitioner.policy import Decision, choose
+from splitglm_partitioner.policy import Decision
 from splitglm_partitioner.profiles import CloudProfile, DeviceProfile, LinkEstimate
 from splitglm_partitioner.request import Fixed, Objective, Request, Warm
 
-Prompt = str | Sequence[Message] | Sequence[int]
 DEFAULT_CODECS = (Codec.BF16, Codec.INT8)
 
 
@@ -57,16 +52,24 @@ class Agent:
         profile: DeviceProfile,
         cloud: CloudConnection | None,
         context: int,
+        timeouts: Timeouts | None = None,
     ) -> None:
         """Use ``Agent.open``; this takes the parts as they are."""
         self.checkpoint = checkpoint
         self.profile = profile
         self.context = context
         self.tokenizer = GlmTokenizer.open(checkpoint.directory)
+        self._prompts = PromptEncoder(self.tokenizer, checkpoint.directory, checkpoint.config.shape.vocab)
         self._stack = stack
         self._cloud = cloud
         self._shape = checkpoint.config.shape
-        self._open: set[Conversation] = set()
+        self._eos = tuple(sorted({*checkpoint.config.eos_token_ids, *self.tokenizer.eos_token_ids}))
+        self._timeouts = timeouts or Timeouts()
+        self._planner = Planner(self._shape, profile, cloud)
+        self._lock = threading.Lock()
+        # Weak: a reply that nobody ever iterates over goes away with its conversation.
+        self._open: weakref.WeakSet[Conversation] = weakref.WeakSet()
+        self._closed = False
 
     @classmethod
     def open(
@@ -80,6 +83,7 @@ class Agent:
         providers: tuple[str, ...] | None = None,
         store: ModelStore | None = None,
         progress: Progress | None = None,
+        timeouts: Timeouts | None = None,
     ) -> Agent:
         """Open a model; build its graphs and measure this device if that was not done before. Connects to nobody yet.
 
@@ -91,6 +95,7 @@ class Agent:
             context: most positions of a conversation; 0 is the model's limit.
             providers: execution providers in order of preference; None is the default list.
             progress: called with (part, done, all) while graphs are built.
+            timeouts: how long to wait for the cloud.
 
         Raises:
             ModelNotFound, ModelInvalid, StorageFull, InputError.
@@ -125,8 +130,9 @@ class Agent:
             checkpoint=checkpoint,
             stack=stack,
             profile=profile,
-            cloud=CloudConnection(where, checkpoint.fingerprint) if where is not None else None,
+            cloud=CloudConnection(where, checkpoint.fingerprint, timeouts=timeouts) if where is not None else None,
             context=context or shape.max_positions,
+            timeouts=timeouts,
         )
 
     @property
@@ -179,31 +185,30 @@ class Agent:
         if max_tokens < 1:
             raise InputError(f"max_tokens {max_tokens} is not positive")
         ids = self.encode(prompt, raw=raw)
-        if len(ids) + max_tokens - 1 > self.context:
-            if len(ids) > self.context:
-                raise PromptTooLong(
-                    f"the prompt has {len(ids)} tokens, the context {self.context}", "shorten the prompt"
-                )
-            max_tokens = self.context - len(ids) + 1
+        if len(ids) >= self.context:
+            raise PromptTooLong(
+                f"the prompt has {len(ids)} tokens and leaves no room in a context of {self.context}",
+                "shorten the prompt",
+            )
+        max_tokens = min(max_tokens, self.context - len(ids))
         own = conversation is None
         talk = conversation or self.new_conversation()
         fixed = fixed or Fixed()
 
-        def prepare(prompt_tokens: int) -> Prepared:
+        def prepare(done_tokens: int, left_s: float | None, *, use_cloud: bool) -> Prepared:
             request = Request(
-                prompt_tokens=prompt_tokens,
-                expected_new_tokens=max_tokens,
+                prompt_tokens=len(ids) + done_tokens,
+                expected_new_tokens=max_tokens - done_tokens,
                 privacy=privacy,
-                deadline_s=deadline_s,
+                deadline_s=left_s,
                 objective=objective or Objective(),
                 codecs=codecs,
                 chunk_tokens=chunk_tokens,
                 fixed=fixed,
                 warm=_warm(talk, ids),
             )
-            return self._prepare(talk, request)
+            return self._prepare(talk, request, use_cloud=use_cloud)
 
-        talk.claim()
         return Generation(
             conversation=talk,
             prepare=prepare,
@@ -212,8 +217,9 @@ class Agent:
             max_tokens=max_tokens,
             sampling=sampling,
             stop=tuple(stop),
-            eos=() if ignore_eos else tuple(self.checkpoint.config.eos_token_ids) or self.tokenizer.eos_token_ids,
+            eos=() if ignore_eos else self._eos,
             deadline_s=deadline_s,
+            rejoin_s=self._timeouts.rejoin_s,
             meter=meter,
             on_end=(lambda: self.end_conversation(talk)) if own else None,
         )
@@ -228,23 +234,7 @@ class Agent:
         Raises:
             InputError: empty, or it holds bytes that this model's vocabulary cannot express.
         """
-        if not prompt:
-            raise InputError("the prompt is empty", "say something")
-        if isinstance(prompt, str):
-            self._check_expressible(prompt)
-            if raw:
-                return self._not_empty(self.tokenizer.encode(prompt, with_prefix=True))
-            prompt = [Message(role="user", content=prompt)]
-        if all(isinstance(item, int) for item in prompt):
-            ids = [int(item) for item in prompt]  # type: ignore[arg-type]
-            if not all(0 <= token < self._shape.vocab for token in ids):
-                raise InputError(f"a token id is outside [0, {self._shape.vocab})")
-            return ids
-        messages: list[Message] = list(prompt)  # type: ignore[arg-type]
-        for message in messages:
-            self._check_expressible(message.content)
-        template = ChatTemplate.open(self.checkpoint.directory)
-        return self._not_empty(template.encode(self.tokenizer, messages))
+        return self._prompts.encode(prompt, raw=raw)
 
     def decide(self, request: Request) -> Decision:
         """What the policy would choose now; measures the link, runs nothing.
@@ -252,17 +242,22 @@ class Agent:
         Raises:
             NoFeasiblePlan, and LinkError when only the cloud could serve this and it cannot be reached.
         """
-        return self._decide(request)[0]
+        return self._planner.decide(request)[0]
 
     def new_conversation(self) -> Conversation:
         """Caches for one conversation at a time; pass it to ``generate``, end it with ``end_conversation``."""
-        talk = Conversation(self._stack, self._shape.hidden, self.context)
-        self._open.add(talk)
+        talk = Conversation(self._stack, self._shape.hidden, self.context, self._timeouts)
+        with self._lock:
+            if self._closed:
+                raise InputError("the agent is closed", "open another one")
+            self._open.add(talk)
         return talk
 
     def end_conversation(self, conversation: Conversation) -> None:
-        conversation.forget()
-        self._open.discard(conversation)
+        """Free its caches on both sides; a reply under way is closed first."""
+        conversation.end()
+        with self._lock:
+            self._open.discard(conversation)
 
     def link(self) -> tuple[LinkEstimate, CloudProfile]:
         """The measured link and the cloud's profile; connects if need be.
@@ -276,8 +271,11 @@ class Agent:
         return self._cloud.estimate(), self._cloud.profile()
 
     def close(self) -> None:
-        """End every conversation and the connection."""
-        for talk in list(self._open):
+        """Close every reply under way, end every conversation and the connection."""
+        with self._lock:
+            self._closed = True
+            talks = list(self._open)
+        for talk in talks:
             self.end_conversation(talk)
         if self._cloud is not None:
             self._cloud.close()
@@ -290,8 +288,8 @@ class Agent:
     ) -> None:
         self.close()
 
-    def _prepare(self, talk: Conversation, request: Request) -> Prepared:
-        decision, notes = self._decide(request)
+    def _prepare(self, talk: Conversation, request: Request, *, use_cloud: bool) -> Prepared:
+        decision, notes = self._planner.decide(request, use_cloud=use_cloud)
         decoder = talk.decoder_for(decision.plan, _no_cloud if self._cloud is None else self._cloud.link)
         return Prepared(
             plan=decision.plan,
@@ -302,39 +300,6 @@ class Agent:
             predicted_ttft_s=decision.breakdown.ttft_s,
             predicted_per_token_s=decision.breakdown.per_token_s,
         )
-
-    def _decide(self, request: Request) -> tuple[Decision, tuple[str, ...]]:
-        """The decision, and a note when the cloud was left out because it cannot be reached."""
-        link, cloud, unreachable = None, None, None
-        if self._cloud is not None and request.privacy is not Privacy.LOCAL:
-            try:
-                link, cloud = self._cloud.estimate(), self._cloud.profile()
-            except (SecurityError, ModelMismatch):
-                raise  # the wrong cloud is a matter for a person, not a reason to go on silently
-            except SplitGlmError as error:
-                unreachable = error
-        try:
-            decision = choose(request, self._shape, self.profile, link, cloud)
-        except NoFeasiblePlan:
-            if unreachable is not None:
-                raise unreachable from None
-            raise
-        return decision, () if unreachable is None else (f"without the cloud: {unreachable.what}",)
-
-    def _check_expressible(self, text: str) -> None:
-        lost = self.tokenizer.lost_bytes(text)
-        if lost:
-            names = ", ".join(f"0x{byte:02x}" for byte in lost)
-            raise InputError(
-                f"the prompt holds bytes that this model's vocabulary cannot express: {names}",
-                "remove those characters",
-            )
-
-    @staticmethod
-    def _not_empty(ids: list[int]) -> list[int]:
-        if not ids:
-            raise InputError("the prompt has no tokens", "say something")
-        return ids
 
 
 def _warm(talk: Conversation, ids: list[int]) -> Warm | None:

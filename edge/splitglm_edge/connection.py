@@ -11,6 +11,7 @@ import platformdirs
 
 from splitglm_core.errors import InputError, LinkError, ProtocolError
 from splitglm_edge.link import CloudLink
+from splitglm_edge.timeouts import Timeouts
 from splitglm_partitioner.estimators import Direction, LinkEstimator
 from splitglm_partitioner.profiles import CloudProfile, LinkEstimate
 from splitglm_security.keys import parse_public_key
@@ -62,13 +63,16 @@ def default_pins() -> Path:
 class CloudConnection:
     """Connects on demand, probes the link, and connects anew when the link is gone. Thread-safe."""
 
-    def __init__(self, where: CloudAddress, fingerprint: bytes, *, timeout_s: float = 5.0) -> None:
+    def __init__(self, where: CloudAddress, fingerprint: bytes, *, timeouts: Timeouts | None = None) -> None:
         self._where = where
         self._fingerprint = fingerprint
-        self._timeout_s = timeout_s
+        self.timeouts = timeouts or Timeouts()
         self._trust = where.trust()
         self._lock = threading.Lock()
         self._link: CloudLink | None = None
+        self._retired: list[CloudLink] = []  # draining: sessions on them may still be answered
+        self._refused: tuple[float, LinkError] | None = None
+        self._closed = False
         self._estimator = LinkEstimator(_START)
         self._profile: CloudProfile | None = None
 
@@ -77,30 +81,67 @@ class CloudConnection:
         return self._where.address
 
     def link(self) -> CloudLink:
-        """The open link, or a new one.
+        """The open link, or a new one. Right after an attempt that took long to fail, fails at once.
 
         Raises:
             LinkError and what ``CloudLink.connect`` raises.
         """
         with self._lock:
-            if self._link is None or self._link.error is not None or self._link.draining:
-                self._link = None
-                self._link = CloudLink.connect(
-                    self._where.address,
-                    fingerprint=self._fingerprint,
-                    trust=self._trust,
-                    psk=self._where.psk,
-                    timeout_s=self._timeout_s,
-                )
-                self._learn(self._link)
+            if self._closed:
+                raise LinkError("the agent is closed", "open another one")
+            link = self._link
+            if link is not None and link.error is None and not link.draining:
+                return link
+            self._retire()
+            self._link = self._connect()
             return self._link
+
+    def _connect(self) -> CloudLink:
+        started_s = time.monotonic()
+        if self._refused is not None and started_s < self._refused[0]:
+            raise self._refused[1]
+        timeout_s = self.timeouts.connect_s
+        if self._profile is not None:
+            # It was there before: a handshake takes three round trips, and whoever waits has other choices.
+            timeout_s = min(timeout_s, max(self.timeouts.silence_s, 12 * self._estimator.estimate(started_s).rtt_s))
+        try:
+            link = CloudLink.connect(
+                self._where.address,
+                fingerprint=self._fingerprint,
+                trust=self._trust,
+                psk=self._where.psk,
+                timeout_s=timeout_s,
+            )
+        except LinkError as error:
+            # At most half of anybody's time is spent on a cloud that is not there.
+            now_s = time.monotonic()
+            self._refused = (2 * now_s - started_s, error)
+            raise
+        try:
+            self._learn(link)
+        except BaseException:
+            link.close()
+            raise
+        self._refused = None
+        return link
+
+    def _retire(self) -> None:
+        """Put the present link away; close those that nobody can use any more."""
+        if self._link is not None:
+            self._retired.append(self._link)
+            self._link = None
+        for link in [link for link in self._retired if link.error is not None]:
+            self._retired.remove(link)
+            link.close()
 
     def estimate(self) -> LinkEstimate:
         """The link now; connects when there is no link yet."""
         link = self.link()
+        rtt_s = link.ping(timeout_s=self.timeouts.connect_s, silence_s=self.timeouts.silence_s)
         with self._lock:
-            self._estimator.observe_rtt(link.ping(), time.monotonic())
-            return self._estimator.estimate(time.monotonic())
+            now_s = time.monotonic()
+            self._estimator.observe_rtt(rtt_s, now_s)
+            return self._estimator.estimate(now_s)
 
     def profile(self) -> CloudProfile:
         """The cloud's own figures, as of the handshake."""
@@ -110,10 +151,13 @@ class CloudConnection:
         return self._profile
 
     def close(self) -> None:
+        """End every link; nothing connects any more."""
         with self._lock:
-            if self._link is not None:
-                self._link.close()
-                self._link = None
+            self._closed = True
+            links = [*self._retired, *([] if self._link is None else [self._link])]
+            self._retired, self._link = [], None
+        for link in links:
+            link.close()
 
     def _learn(self, link: CloudLink) -> None:
         try:
@@ -130,3 +174,4 @@ class CloudConnection:
             (Direction.DOWN, link.ping(reply_size=_PROBE_BYTES)),
         ):
             self._estimator.observe_transfer(_PROBE_BYTES, max(1e-6, seconds - rtt_s), direction, now_s)
+        link.uplink_bytes_per_s = self._estimator.estimate(now_s).uplink_bytes_per_s

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from splitglm_core.errors import InputError
 from splitglm_core.plan import Arm, SplitPlan
-from splitglm_edge.decoding import CloudDecoder, Decoder, DeviceDecoder, HiddenDecoder
+from splitglm_edge.decoding import Decoder, DeviceDecoder
+from splitglm_edge.decoding_cloud import CloudDecoder
+from splitglm_edge.decoding_hidden import HiddenDecoder
 from splitglm_edge.front import Front
 from splitglm_edge.remote import Connect, RemoteSession
+from splitglm_edge.timeouts import Timeouts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,18 +29,28 @@ class Prepared:
     predicted_per_token_s: float | None
 
 
-class Conversation:
-    """Holds at most one decoder. One reply at a time."""
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    bytes_up: int = 0
+    bytes_down: int = 0
+    reconnects: int = 0
 
-    def __init__(self, front: Front, hidden: int, capacity: int) -> None:
+
+class Conversation:
+    """Holds at most one decoder. One reply at a time; what that reply uses is touched by its thread only."""
+
+    def __init__(self, front: Front, hidden: int, capacity: int, timeouts: Timeouts | None = None) -> None:
         self._front = front
         self._hidden = hidden
         self._capacity = capacity
-        self._busy = threading.Lock()
+        self._timeouts = timeouts or Timeouts()
+        self._lock = threading.Lock()
+        self._close_reply: Callable[[], None] | None = None  # of the reply under way
+        self._ended = False
         self._decoder: Decoder | None = None
         self._remote: RemoteSession | None = None
-        self._bytes_at_start = (0, 0)
-        self._bytes_before = (0, 0)  # of sessions of this reply that were lost
+        self._at_start = _Sums()
+        self._lost = _Sums()  # of sessions of this reply that were lost
 
     @property
     def decoder(self) -> Decoder | None:
@@ -49,38 +63,55 @@ class Conversation:
     @property
     def bytes_up(self) -> int:
         """Bytes of records sent for the current reply."""
-        return self._bytes_before[0] + self._now()[0] - self._bytes_at_start[0]
+        return self._of_reply().bytes_up
 
     @property
     def bytes_down(self) -> int:
-        return self._bytes_before[1] + self._now()[1] - self._bytes_at_start[1]
+        return self._of_reply().bytes_down
 
-    def claim(self) -> None:
-        """Begin a reply.
+    @property
+    def reconnects(self) -> int:
+        """Times a stream broke during the current reply and its session went on."""
+        return self._of_reply().reconnects
+
+    def claim(self, close_reply: Callable[[], None]) -> None:
+        """Begin a reply. ``close_reply`` ends it and returns when it no longer uses this conversation.
 
         Raises:
-            InputError: another reply of this conversation is not finished.
+            InputError: another reply of this conversation is not finished, or the conversation has ended.
         """
-        if not self._busy.acquire(blocking=False):
-            raise InputError("this conversation is still replying", "finish, close or cancel the other reply first")
-        self._bytes_before = (0, 0)
-        self._bytes_at_start = self._now()
+        with self._lock:
+            if self._ended:
+                raise InputError("this conversation has ended", "begin another one")
+            if self._close_reply is not None:
+                raise InputError("this conversation is still replying", "finish or close the other reply first")
+            self._close_reply = close_reply
+        self._lost, self._at_start = _Sums(), self._now()
 
     def release(self) -> None:
-        """The reply ended, however; harmless when there is none."""
-        if self._busy.locked():
-            self._busy.release()
+        """The reply that claimed this conversation ended, however."""
+        with self._lock:
+            self._close_reply = None
+
+    def end(self) -> None:
+        """Close the reply under way, if there is one, and free everything. May come from any thread."""
+        with self._lock:
+            self._ended = True
+            close_reply = self._close_reply
+        if close_reply is not None:
+            close_reply()
+        self.forget()
 
     def decoder_for(self, plan: SplitPlan, connect: Connect) -> Decoder:
         """The decoder of this plan: the kept one when the cut is the same, else a new one."""
         kept = self._decoder
-        if kept is not None and _same_caches(kept.plan, plan):
+        if kept is not None and kept.usable and _same_caches(kept.plan, plan):
             return kept
         self.forget()
         if plan.arm is Arm.DEVICE:
             self._decoder = DeviceDecoder(plan, self._capacity, self._front, self._hidden)
             return self._decoder
-        remote = self._remote = RemoteSession(connect)
+        remote = self._remote = RemoteSession(connect, self._timeouts)
         if plan.arm is Arm.CLOUD:
             self._decoder = CloudDecoder(plan, self._capacity, remote, self._hidden)
         else:
@@ -89,19 +120,25 @@ class Conversation:
 
     def forget(self) -> None:
         """Drop the caches of both sides; the next reply starts from its whole prompt."""
-        up, down = self._now()
         if self._decoder is not None:
             self._decoder.close()
-        self._bytes_before = (
-            self._bytes_before[0] + up - self._bytes_at_start[0],
-            self._bytes_before[1] + down - self._bytes_at_start[1],
-        )
-        self._bytes_at_start = (0, 0)
+        elif self._remote is not None:
+            self._remote.close()  # its decoder could not be made
+        self._lost, self._at_start = self._of_reply(), _Sums()
         self._decoder = None
         self._remote = None
 
-    def _now(self) -> tuple[int, int]:
-        return (self._remote.bytes_up, self._remote.bytes_down) if self._remote is not None else (0, 0)
+    def _now(self) -> _Sums:
+        remote = self._remote
+        return _Sums() if remote is None else _Sums(remote.bytes_up, remote.bytes_down, remote.reconnects)
+
+    def _of_reply(self) -> _Sums:
+        now, start, lost = self._now(), self._at_start, self._lost
+        return _Sums(
+            lost.bytes_up + now.bytes_up - start.bytes_up,
+            lost.bytes_down + now.bytes_down - start.bytes_down,
+            lost.reconnects + now.reconnects - start.reconnects,
+        )
 
 
 def _same_caches(a: SplitPlan, b: SplitPlan) -> bool:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from typing import Protocol
 
-from splitglm_core.errors import LinkError, NoFeasiblePlan
+from splitglm_core.errors import DeadlineExceeded, LinkError, NoFeasiblePlan, Overloaded, SplitGlmError, Unavailable
 from splitglm_core.sampling import SamplingParams
 from splitglm_edge.conversation import Conversation, Prepared
 from splitglm_edge.remote import SessionLost
@@ -13,11 +16,24 @@ from splitglm_edge.stats import Meter, Stats
 from splitglm_glm.stopping import StopMatcher
 from splitglm_glm.tokenizer import GlmTokenizer
 
-MAX_REBUILDS = 3
+_REJOIN_PAUSE_S = 0.25
+
+
+class Prepare(Protocol):
+    """Chooses a plan for what is left of a reply and makes its decoder ready."""
+
+    def __call__(self, done_tokens: int, left_s: float | None, *, use_cloud: bool) -> Prepared:
+        """Plan with ``done_tokens`` of the reply generated and ``left_s`` seconds to the deadline.
+
+        Raises:
+            NoFeasiblePlan, LinkError and what connecting raises.
+        """
 
 
 class Generation:
     """A reply: iterate over it (``for`` or ``async for``) to get text pieces as they become known.
+
+    Only one thread at a time may iterate. ``cancel`` and ``close`` may come from any thread.
 
     Attributes:
         token_ids: tokens generated so far, an end token included.
@@ -29,7 +45,7 @@ class Generation:
         self,
         *,
         conversation: Conversation,
-        prepare: Callable[[int], Prepared],
+        prepare: Prepare,
         tokenizer: GlmTokenizer,
         prompt: list[int],
         max_tokens: int,
@@ -37,72 +53,86 @@ class Generation:
         stop: tuple[str, ...],
         eos: tuple[int, ...],
         deadline_s: float | None,
+        rejoin_s: float,
         meter: Meter,
         on_end: Callable[[], None] | None = None,
     ) -> None:
         self.token_ids: list[int] = []
         self.text = ""
         self.stats: Stats | None = None
+        self.prompt = tuple(prompt)
         self._conversation = conversation
         self._prepare = prepare
         self._decoder_text = tokenizer.stream()
         self._matcher = StopMatcher(stop)
-        self._prompt = prompt
         self._max_tokens = max_tokens
         self._sampling = sampling
         self._eos = eos
         self._deadline_s = deadline_s
+        self._rejoin_s = rejoin_s
         self._meter = meter
         self._on_end = on_end
-        self._cancelled = False
+        self._cancelled = threading.Event()
         self._finish = "length"
         self._fallbacks: list[str] = []
+        self._stepping = threading.Lock()
         self._pieces = self._run()
 
     def cancel(self) -> None:
-        """End the reply after the current token; may be called from another thread."""
-        self._cancelled = True
+        """End the reply after the current token."""
+        self._cancelled.set()
 
     def close(self) -> None:
-        """End the reply now and free what only it holds. The conversation goes on."""
+        """End the reply now and free what only it holds; waits for the step under way. The conversation goes on."""
         self.cancel()
-        self._pieces.close()
+        with self._stepping:
+            self._pieces.close()
 
     def __iter__(self) -> Iterator[str]:
-        return self._pieces
+        return self
+
+    def __next__(self) -> str:
+        with self._stepping:
+            return next(self._pieces)
 
     async def __aiter__(self) -> AsyncIterator[str]:
         end = object()
         try:
-            while (piece := await asyncio.to_thread(next, self._pieces, end)) is not end:
+            while (piece := await asyncio.to_thread(next, self, end)) is not end:
                 yield str(piece)
         finally:
             await asyncio.to_thread(self.close)
 
     def result(self) -> str:
         """Run to the end and return the whole text."""
-        for _ in self._pieces:
+        for _ in self:
             pass
         return self.text
 
     def _run(self) -> Generator[str, None, None]:
+        self._conversation.claim(self.close)
         try:
-            yield from self._generate(self._prepare(len(self._prompt)))
+            yield from self._generate(self._prepare(0, self._left_s(), use_cloud=True))
         finally:
             self._conversation.release()
             if self._on_end is not None:
                 self._on_end()
 
     def _generate(self, prepared: Prepared) -> Iterator[str]:
+        lost_at_s, lost_with = 0.0, -1
         try:
-            for _ in range(MAX_REBUILDS + 1):
+            while True:
                 try:
                     yield from self._attempt(prepared)
                     break
-                except SessionLost as lost:
-                    prepared = self._rebuild(prepared, lost)
-            else:
-                raise LinkError("the cloud was lost again and again", "try again later, or run on the device")
+                except (SessionLost, Unavailable, Overloaded) as lost:
+                    if lost_with != len(self.token_ids):  # there was progress since the last loss
+                        lost_at_s, lost_with = time.monotonic(), len(self.token_ids)
+                    again = self._rebuild(prepared, lost, lost_at_s + self._rejoin_s)
+                    if again is None:
+                        self._finish = "cancelled"
+                        break
+                    prepared = again
             tail, stopped = self._matcher.push(self._decoder_text.flush())
             piece = tail if stopped else tail + self._matcher.flush()
             if piece:
@@ -116,13 +146,16 @@ class Generation:
         left = self._max_tokens - len(self.token_ids)
         if left <= 0:
             return
+        if self._cancelled.is_set():
+            self._finish = "cancelled"
+            return
         tokens = prepared.decoder.generate(
-            self._prompt + self.token_ids,
+            [*self.prompt, *self.token_ids],
             max_tokens=left,
             sampling=self._sampling,
             stop_ids=self._eos,
             generated=tuple(self.token_ids),
-            deadline_s=self._deadline_s,
+            deadline_s=self._left_s(),
             meter=self._meter,
         )
         try:
@@ -139,37 +172,72 @@ class Generation:
                 if stopped:
                     self._finish = "stop"
                     return
-                if self._cancelled:
+                if self._cancelled.is_set():
                     self._finish = "cancelled"
                     return
+                if len(self.token_ids) < self._max_tokens:
+                    self._left_s()
         except GeneratorExit:
             self._finish = "cancelled"
             raise
         except BaseException:
+            self._finish = "error"
+            tokens.close()
             self._conversation.forget()  # its caches may no longer agree with each other
             raise
         finally:
             tokens.close()
 
-    def _rebuild(self, prepared: Prepared, lost: SessionLost) -> Prepared:
-        """Plan again with what is left of the world: the same cloud restarted, or the device alone."""
+    def _left_s(self) -> float | None:
+        """Seconds to the deadline, None without one.
+
+        Raises:
+            DeadlineExceeded: there are none left.
+        """
+        if self._deadline_s is None:
+            return None
+        left_s = self._deadline_s - self._meter.total_s()
+        if left_s <= 0.0:
+            raise DeadlineExceeded(
+                f"the reply took longer than its deadline of {self._deadline_s:g} s", "allow more time"
+            )
+        return left_s
+
+    def _rebuild(self, prepared: Prepared, lost: SplitGlmError, give_up_s: float) -> Prepared | None:
+        """Plan again with what is left of the world: the device alone, or the cloud when it is back.
+
+        None when the reply was cancelled meanwhile.
+        """
         self._fallbacks.append(f"{prepared.plan.arm.value}: {lost.what}")
+        self._finish = "length"
         self._conversation.forget()
-        try:
-            return self._prepare(len(self._prompt) + len(self.token_ids))
-        except (LinkError, NoFeasiblePlan) as error:
-            raise LinkError(
-                f"the cloud was lost after {len(self.token_ids)} tokens and nothing else can finish the reply",
-                error.hint or "check the cloud and try again",
-            ) from error
+        use_cloud = isinstance(lost, SessionLost)  # who says that it is busy is not asked again at once
+        while not self._cancelled.is_set():
+            try:
+                return self._prepare(len(self.token_ids), self._left_s(), use_cloud=use_cloud)
+            except DeadlineExceeded:
+                if self._deadline_s is not None and self._meter.total_s() >= self._deadline_s:
+                    raise
+            except (LinkError, NoFeasiblePlan, Unavailable, Overloaded):
+                pass
+            if isinstance(lost, Overloaded):
+                raise lost
+            if time.monotonic() >= give_up_s:
+                self._finish = "error"
+                raise LinkError(
+                    f"the cloud was lost after {len(self.token_ids)} tokens and nothing else can finish the reply",
+                    f"{lost.what}; check the cloud and try again",
+                ) from lost
+            use_cloud = True  # nothing else can finish it, so its return is worth waiting for
+            self._cancelled.wait(_REJOIN_PAUSE_S)
+        return None
 
     def _account(self, prepared: Prepared) -> Stats:
         meter = self._meter
-        remote = prepared.remote
         return Stats(
             plan=prepared.plan,
             why=prepared.why,
-            prompt_tokens=len(self._prompt),
+            prompt_tokens=len(self.prompt),
             kept_tokens=meter.kept_tokens,
             new_tokens=len(self.token_ids),
             ttft_s=meter.ttft_s,
@@ -181,7 +249,7 @@ class Generation:
             cloud_compute_s=meter.cloud_compute_s,
             cloud_queue_s=meter.cloud_queue_s,
             round_trips=meter.round_trips,
-            reconnects=remote.reconnects if remote is not None else 0,
+            reconnects=self._conversation.reconnects,
             fallbacks=(*prepared.notes, *self._fallbacks),
             finish=self._finish,
             predicted_ttft_s=prepared.predicted_ttft_s,

@@ -1,4 +1,4 @@
-"""One connection to a cloud: gRPC stream, handshake, sealed records, frames by session. The only grpc import here.
+"""One connection to a cloud: gRPC stream, handshake, sealed records, frames by session.
 
 A reader thread opens records and hands frames to the inbox of their session; sending seals under a lock, because the
 order of records is the order of their nonces. When the stream ends, every inbox gets ``None`` and ``error`` says why:
@@ -22,35 +22,21 @@ from splitglm_core.errors import (
     DeadlineExceeded,
     LinkError,
     ModelMismatch,
-    Overloaded,
     ProtocolError,
     SecurityError,
     SplitGlmError,
-    VersionMismatch,
 )
+from splitglm_edge.transport import OPTIONS, await_ready, error_of
 from splitglm_security.channel import Kind
 from splitglm_security.handshake import Established, Hello, Initiator, Suite
 from splitglm_security.trust import Trust, Verdict
 from splitglm_wire import framing
 from splitglm_wire.frames import Draining, Frame, Open, Ping, Pong
-from splitglm_wire.limits import MAX_GRPC_MESSAGE_BYTES
 from splitglm_wire.manifest import CloudManifest
 from splitglm_wire.v1 import split_pb2, split_pb2_grpc
 
 Inbox = queue.SimpleQueue[tuple[Frame, int] | None]
 """Frames of one session with the size of their records in bytes; None when the stream ended."""
-
-_OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_GRPC_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_GRPC_MESSAGE_BYTES),
-    # A hung peer process is noticed by pings only with an explicit ping timeout (measured: 60 s without it).
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 3_000),
-    ("grpc.http2.ping_timeout_ms", 3_000),
-    ("grpc.http2.max_pings_without_data", 0),
-    # A new channel must not inherit the back-off of one that failed a moment ago.
-    ("grpc.use_local_subchannel_pool", 1),
-)
 
 
 class CloudLink:
@@ -72,6 +58,10 @@ class CloudLink:
         self._requests = 0
         self._seal_lock = threading.Lock()
         self._closing = False
+        self.uplink_bytes_per_s = 1e6  # as last estimated; says how long what was sent may be on its way
+        self._heard_s = time.monotonic()
+        self._asked_s = 0.0
+        self._bytes_up_when_heard = 0
         self._channel: grpc.Channel
         self._call: Any
         self._reader: threading.Thread
@@ -97,15 +87,10 @@ class CloudLink:
         """
         link = cls(address)
         deadline_s = time.monotonic() + timeout_s
-        link._channel = grpc.insecure_channel(address, options=_OPTIONS)
+        link._channel = grpc.insecure_channel(address, options=OPTIONS)
         try:
-            grpc.channel_ready_future(link._channel).result(timeout=timeout_s)
+            await_ready(link._channel, address, timeout_s)
             link._shake_hands(fingerprint, trust, psk, deadline_s)
-        except grpc.FutureTimeoutError:
-            link._abandon()
-            raise LinkError(
-                f"no splitglm cloud answers at {address}", "start one with `splitglm cloud serve`, or check the address"
-            ) from None
         except BaseException:
             link._abandon()
             raise
@@ -124,7 +109,7 @@ class CloudLink:
         except StopIteration:
             raise SecurityError("the cloud ended the handshake") from None
         except grpc.RpcError as error:
-            raise _from_grpc(error, self.address) from None
+            raise error_of(error, self.address) from None
         finally:
             timer.cancel()
         self._established = initiator.finish(reply)
@@ -161,6 +146,8 @@ class CloudLink:
         with self._seal_lock:
             if self.error is not None:
                 raise self.error
+            if self._closing:
+                raise LinkError("the connection was closed", "connect again")
             channel = self._established.channel
             # Each reply gets keys of its own: those of finished ones are gone when it begins.
             if channel.needs_key_update or (isinstance(frame, Open) and self._requests):
@@ -173,17 +160,21 @@ class CloudLink:
         self.bytes_up += len(record)
         return len(record)
 
-    def ping(self, *, size: int = 0, reply_size: int = 0, timeout_s: float = 5.0) -> float:
-        """Seconds from sending ``size`` extra bytes to the answer with ``reply_size`` extra bytes."""
+    def ping(
+        self, *, size: int = 0, reply_size: int = 0, timeout_s: float = 5.0, silence_s: float | None = None
+    ) -> float:
+        """Seconds from sending ``size`` extra bytes to the answer with ``reply_size`` extra bytes.
+
+        Raises:
+            DeadlineExceeded: no answer in time.
+            LinkError, SecurityError, ProtocolError: the connection ended, or what came is no answer.
+        """
         handle, inbox = self.open_inbox()
         try:
             nonce = int.from_bytes(os.urandom(8), "little")
             started_s = time.perf_counter()
             self.send(Ping(handle=handle, nonce=nonce, size=size, reply_size=reply_size))
-            try:
-                received = inbox.get(timeout=timeout_s)
-            except queue.Empty:
-                raise DeadlineExceeded(f"{self.address} did not answer a ping in {timeout_s} s") from None
+            received = self.receive(inbox, timeout_s=timeout_s, silence_s=silence_s or timeout_s)
             if received is None:
                 raise self.error or LinkError("the connection ended")
             frame = received[0]
@@ -193,11 +184,55 @@ class CloudLink:
         finally:
             self.drop_inbox(handle)
 
+    def receive(self, inbox: Inbox, *, timeout_s: float, silence_s: float) -> tuple[Frame, int] | None:
+        """The next frame of a session; None when the stream ended, also because the cloud was silent for too long.
+
+        Raises:
+            DeadlineExceeded: nothing for this session within ``timeout_s``, although the cloud is alive.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            left_s = deadline_s - time.monotonic()
+            try:
+                return inbox.get(timeout=max(0.0, min(left_s, silence_s / 6)))
+            except queue.Empty:
+                if left_s <= 0.0:
+                    raise DeadlineExceeded(
+                        f"{self.address} did not answer within {timeout_s:.1f} s", "try again, or run on the device"
+                    ) from None
+                self._check_alive(silence_s)
+
+    def _check_alive(self, silence_s: float) -> None:
+        """Ask a silent cloud for a sign of life; give up on one that sends none.
+
+        Keepalive of the transport is no substitute: it is slower, and the transport's own threads answer for a service
+        that is stuck.
+        """
+        now_s = time.monotonic()
+        if now_s - self._heard_s < silence_s / 3 or self.error is not None:
+            return
+        if self._asked_s <= self._heard_s:
+            self._asked_s = now_s
+            try:
+                self.send(Ping(handle=0, nonce=0))
+            except LinkError:
+                pass  # it ended meanwhile: the inbox knows
+            return
+        underway_s = 2 * (self.bytes_up - self._bytes_up_when_heard) / self.uplink_bytes_per_s
+        if now_s - self._asked_s > 2 * silence_s / 3 + underway_s:
+            self.give_up(DeadlineExceeded(f"{self.address} has gone silent", "check the network and the cloud"))
+
+    def give_up(self, error: SplitGlmError) -> None:
+        """Treat the connection as broken; every inbox is told."""
+        with self._seal_lock:
+            self.error = self.error or error
+        self._call.cancel()
+
     def close(self) -> None:
         """Say goodbye and end the stream; harmless when it ended already."""
         with self._seal_lock:
-            self._closing = True
-            if self.error is None:
+            if self.error is None and not self._closing:
+                self._closing = True
                 try:
                     self._put(self._established.channel.close())
                 except SplitGlmError:
@@ -217,6 +252,7 @@ class CloudLink:
         try:
             for record in self._records():
                 self.bytes_down += len(record)
+                self._heard_s, self._bytes_up_when_heard = time.monotonic(), self.bytes_up
                 opened = self._established.channel.open(record)
                 if opened.kind is Kind.FIN:
                     break
@@ -227,20 +263,19 @@ class CloudLink:
         finally:
             ended = error or LinkError("the cloud ended the connection", "connect again")
             with self._seal_lock:
-                self.error = ended
+                self.error = self.error or ended
                 self._established.channel.discard()
             for inbox in list(self._inboxes.values()):
                 inbox.put(None)
-            if not self._closing:
-                self._call.cancel()
-                self._outgoing.put(None)
+            self._call.cancel()
+            self._outgoing.put(None)
 
     def _records(self) -> Iterator[bytes]:
         try:
             for sealed in self._call:
                 yield sealed.frame
         except grpc.RpcError as error:
-            raise _from_grpc(error, self.address) from None
+            raise error_of(error, self.address) from None
 
     def _dispatch(self, frame: Frame, record_bytes: int) -> None:
         if isinstance(frame, Draining):
@@ -249,21 +284,3 @@ class CloudLink:
         inbox = self._inboxes.get(frame.handle)
         if inbox is not None:
             inbox.put((frame, record_bytes))
-
-
-def _from_grpc(error: Any, address: str) -> SplitGlmError:
-    """The one place where a gRPC status becomes an error of ours."""
-    code, details = error.code(), error.details() or ""
-    if code is grpc.StatusCode.ABORTED:
-        return SecurityError()
-    if code is grpc.StatusCode.FAILED_PRECONDITION:
-        return VersionMismatch(
-            f"{address} speaks another protocol version", "use the same splitglm release on both sides"
-        )
-    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return Overloaded(f"{address} is busy", "wait a moment and try again", code="OVERLOADED", retry_after_s=1.0)
-    if code is grpc.StatusCode.UNIMPLEMENTED:
-        return LinkError(f"{address} is a gRPC server but not a splitglm cloud", "check the address")
-    if code is grpc.StatusCode.CANCELLED:
-        return DeadlineExceeded(f"{address} did not answer in time", "check the address and the network")
-    return LinkError(f"the connection to {address} broke ({code.name}: {details[:80]})", "check that the cloud runs")

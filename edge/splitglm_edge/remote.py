@@ -7,6 +7,7 @@ the cloud's reply cache), else ``SessionLost`` tells the caller to rebuild from 
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import time
@@ -28,6 +29,7 @@ from splitglm_core.errors import (
 from splitglm_core.plan import SplitPlan
 from splitglm_core.sampling import SamplingParams
 from splitglm_edge.link import CloudLink
+from splitglm_edge.timeouts import Timeouts
 from splitglm_wire.device import (
     Attached,
     DeviceSession,
@@ -40,8 +42,12 @@ from splitglm_wire.frames import Error, ErrorCode, Frame, Reply, Rows
 
 Connect = Callable[[], CloudLink]
 
-RECONNECT_ATTEMPTS = 3
-RECONNECT_PAUSE_S = (0.05, 0.3, 1.0)
+RECONNECT_PAUSES_S = (0.0, 0.05, 0.3, 1.0)
+"""Before each attempt: a service that restarts is back in a moment, or it will be noticed by those who can wait."""
+RECONNECT_BUDGET_S = 1.5
+"""No attempt begins after this: the caller may have another way to finish the reply."""
+PREFILL_IN_FLIGHT = 16
+"""Prefill steps sent and not yet answered: enough to hide a round trip, few enough to bound both sides' memory."""
 
 
 class SessionLost(LinkError):
@@ -51,10 +57,11 @@ class SessionLost(LinkError):
 class RemoteSession:
     """One conversation's cloud half. Used from one thread; ``cancel`` may come from another."""
 
-    def __init__(self, connect: Connect, *, step_timeout_s: float = 30.0) -> None:
+    def __init__(self, connect: Connect, timeouts: Timeouts) -> None:
         """``connect`` returns the agent's link, made anew when the old one is gone."""
         self._connect = connect
-        self._step_timeout_s = step_timeout_s
+        self._timeouts = timeouts
+        self._deadline_s = math.inf
         self._link = connect()
         handle, self._inbox = self._link.open_inbox()
         self._machine = DeviceSession(handle=handle, session_id=os.urandom(16))
@@ -88,6 +95,7 @@ class RemoteSession:
         """Open the next reply, keeping ``keep`` positions; steps may follow without waiting for the answer."""
         self._delivered = list(generated)
         self._events.clear()
+        self._deadline_s = math.inf if deadline_s is None else time.monotonic() + deadline_s
         frame = self._machine.open(
             plan=plan,
             sampling=sampling,
@@ -108,12 +116,13 @@ class RemoteSession:
         return ticket
 
     def cancel(self, ticket: int) -> None:
+        """Ask the cloud to stop generating; the step still ends with ``StepDone``."""
         frame = self._machine.cancel(ticket)
         if frame is not None:
             self._send(frame)
 
     def poll(self) -> Event | None:
-        """The next event that has already arrived, or None."""
+        """The next event that has already arrived, or None. Raises what ``wait`` raises."""
         while not self._events:
             try:
                 received = self._inbox.get_nowait()
@@ -126,20 +135,16 @@ class RemoteSession:
         """The next event.
 
         Raises:
-            DeadlineExceeded: nothing came within the step timeout.
-            SessionLost: the link broke and the cloud no longer holds the session.
+            DeadlineExceeded: no answer within the step timeout or the reply's deadline, although the cloud is alive.
+            SessionLost: the cloud is gone or no longer holds the session.
             RemoteError, BadTensor, InputError: the cloud refused the step.
         """
-        deadline_s = time.monotonic() + self._step_timeout_s
         while not self._events:
-            try:
-                received = self._inbox.get(timeout=max(0.0, deadline_s - time.monotonic()))
-            except queue.Empty:
-                raise DeadlineExceeded(
-                    f"{self._link.address} did not answer within {self._step_timeout_s:.0f} s",
-                    "try again, or run on the device",
-                ) from None
-            self._take(received)
+            left_s = self._deadline_s - time.monotonic()
+            if left_s <= 0.0:
+                raise DeadlineExceeded("the reply's deadline has passed", "allow more time")
+            timeout_s = min(self._timeouts.step_s, left_s)
+            self._take(self._link.receive(self._inbox, timeout_s=timeout_s, silence_s=self._timeouts.silence_s))
         return self._next_event()
 
     def close(self) -> None:
@@ -182,24 +187,27 @@ class RemoteSession:
         if not isinstance(cause, LinkError):
             raise cause  # a security or protocol fault is never papered over by trying again
         self._machine.broke()
-        for pause_s in RECONNECT_PAUSE_S[:RECONNECT_ATTEMPTS]:
+        started_s = time.monotonic()
+        for pause_s in RECONNECT_PAUSES_S:
+            time.sleep(pause_s)  # a real back-off between attempts, not a synchronisation
             try:
                 self._link = self._connect()
                 break
             except (LinkError, Overloaded) as error:
                 cause = error
-                time.sleep(pause_s)  # a real back-off between attempts, not a synchronisation
+            if time.monotonic() - started_s > RECONNECT_BUDGET_S:
+                raise SessionLost(f"the cloud is gone: {cause.what}", cause.hint)
         else:
-            raise SessionLost("the cloud is gone", cause.hint) from cause
+            raise SessionLost(f"the cloud is gone: {cause.what}", cause.hint)
         self.reconnects += 1
         handle, self._inbox = self._link.open_inbox()
         self._send(self._machine.reopen(handle=handle, generated=tuple(self._delivered)))
-        self._events.clear()
-        deadline_s = time.monotonic() + self._step_timeout_s
         while not any(isinstance(event, (Attached, Gap, Refused)) for event in self._events):
             try:
-                received = self._inbox.get(timeout=max(0.0, deadline_s - time.monotonic()))
-            except queue.Empty:
+                received = self._link.receive(
+                    self._inbox, timeout_s=self._timeouts.step_s, silence_s=self._timeouts.silence_s
+                )
+            except DeadlineExceeded:
                 raise SessionLost("the cloud did not take the conversation back in time") from None
             if received is None:
                 raise SessionLost("the cloud is gone again", cause.hint)

@@ -30,7 +30,7 @@ class Stats:
         round_trips: steps answered by the cloud.
         reconnects: times the stream broke and the session went on.
         fallbacks: why the plan changed on the way, oldest first.
-        finish: ``stop`` (end token or stop string), ``length`` or ``cancelled``.
+        finish: ``stop`` (end token or stop string), ``length``, ``cancelled`` or ``error``.
         predicted_ttft_s, predicted_per_token_s: what the policy expected, None without a prediction.
     """
 
