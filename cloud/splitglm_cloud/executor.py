@@ -96,6 +96,7 @@ class InlineExecutor:
                 busy = self._turn()
                 continue
             if command is None:
+                self._engine.close()
                 return
             try:
                 command()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from threading import Thread
+from wsgiref.simple_server import WSGIServer
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from splitglm_core import telemetry as names
@@ -14,6 +17,8 @@ class Metrics:
 
     def __init__(self) -> None:
         r = self.registry = CollectorRegistry()
+        self._server: WSGIServer | None = None
+        self._thread: Thread | None = None
         self.sessions = Gauge(names.SESSIONS_OPEN, "Sessions held, attached to a stream or not", registry=r)
         self.streams = Gauge(names.STREAMS_OPEN, "Open gRPC streams", registry=r)
         self.waiting = Gauge(names.STEPS_WAITING, "Steps waiting for their batch", registry=r)
@@ -27,6 +32,15 @@ class Metrics:
         self.stage = Histogram(names.STAGE_SECONDS, "Seconds by stage", ["stage"], buckets=_SECONDS, registry=r)
 
     def serve(self, host: str, port: int) -> int:
-        """Serve ``/metrics`` on a thread; returns the port (useful with port 0)."""
-        server, _ = start_http_server(port, addr=host, registry=self.registry)
-        return int(server.server_port)
+        """Serve ``/metrics`` on a thread until ``close``; returns the port (useful with port 0)."""
+        self._server, self._thread = start_http_server(port, addr=host, registry=self.registry)
+        return int(self._server.server_port)
+
+    def close(self) -> None:
+        """Stop serving; harmless when it never began."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+        if self._thread is not None:
+            self._thread.join()
+        self._server = self._thread = None

@@ -7,10 +7,8 @@ import logging
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import grpc
-import platformdirs
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -24,7 +22,7 @@ from splitglm_cloud.runner_onnx import OnnxRunner
 from splitglm_cloud.scheduler import Scheduler
 from splitglm_cloud.service import SplitService
 from splitglm_cloud.sessions import SessionTable
-from splitglm_cloud.settings import CloudSettings, split_address
+from splitglm_cloud.settings import CloudSettings, default_key_file, split_address
 from splitglm_core.errors import DeviceError, InputError
 from splitglm_core.plan import Codec, Precision
 from splitglm_core.ranges import LayerRange
@@ -52,10 +50,6 @@ class SystemClock:
 
     def now_s(self) -> float:
         return time.monotonic()
-
-
-def default_key_file() -> Path:
-    return Path(platformdirs.user_config_dir("splitglm", appauthor=False)) / "node.key"
 
 
 class CloudServer:
@@ -122,7 +116,8 @@ class CloudServer:
             manifest=self.manifest,
             metrics=self.metrics,
             max_streams=self.settings.max_streams,
-            admission=Admission(),
+            admission=Admission(deadline_s=self.settings.handshake_deadline_s),
+            handshake_deadline_s=self.settings.handshake_deadline_s,
         )
         split_pb2_grpc.add_SplitInferenceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -176,6 +171,7 @@ class CloudServer:
             self._sweeper.cancel()
         if not await asyncio.to_thread(self.executor.stop, 5.0):
             log.error("the engine did not stop in time")
+        await asyncio.to_thread(self.metrics.close)
         self._stopped.set()
         log.info("stopped")
 

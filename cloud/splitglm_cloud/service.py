@@ -8,6 +8,7 @@ cryptography. Every failure below the session protocol looks the same from outsi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
@@ -31,8 +32,11 @@ log = logging.getLogger(__name__)
 
 PUBLIC_ERROR = "secure channel failed"
 HANDSHAKE_DEADLINE_S = 5.0
-OUTBOX_FRAMES = 512
-"""Replies waiting for a device that does not read; beyond this its stream is closed. Its KV caches are kept."""
+GOODBYE_DEADLINE_S = 5.0
+"""For the last replies of a stream whose device has said goodbye."""
+OUTBOX_FRAMES = 4096
+OUTBOX_BYTES = 64 << 20
+"""Replies waiting for a device that does not read; beyond either its stream is closed. Its KV caches are kept."""
 
 
 class DeviceStream:
@@ -41,16 +45,21 @@ class DeviceStream:
     def __init__(self, established: Established) -> None:
         self.channel: Channel = established.channel
         self.log_id = established.log_id
-        self._outbox: asyncio.Queue[Frame | None] = asyncio.Queue()
-        self.overflowed = False
+        self._outbox: asyncio.Queue[tuple[bytes, bool] | None] = asyncio.Queue()
+        self._outbox_bytes = 0
+        self.overflow = asyncio.Event()
         self._opened = False
 
     def send(self, frame: Frame) -> None:
-        if self._outbox.qsize() >= OUTBOX_FRAMES:
-            self.overflowed = True
-            self._outbox.put_nowait(None)
-        elif not self.overflowed:
-            self._outbox.put_nowait(frame)
+        """Queue a frame; never blocks. A stream that cannot keep up is closed by its owner."""
+        if self.overflow.is_set():
+            return
+        data = framing.encode(frame)
+        if self._outbox.qsize() >= OUTBOX_FRAMES or self._outbox_bytes + len(data) > OUTBOX_BYTES:
+            self.overflow.set()
+            return
+        self._outbox_bytes += len(data)
+        self._outbox.put_nowait((data, isinstance(frame, Opened)))
 
     def finish(self) -> None:
         """Nothing more will be sent: the writer says goodbye and ends."""
@@ -58,16 +67,19 @@ class DeviceStream:
 
     async def write_all(self, write: Callable[[split_pb2.Sealed], Any], metrics: Metrics) -> None:
         """Seal and write frames until ``finish``."""
-        while (frame := await self._outbox.get()) is not None:
+        while (waiting := await self._outbox.get()) is not None:
+            data, begins_reply = waiting
+            self._outbox_bytes -= len(data)
             # Each reply gets keys of its own: those of finished ones are gone when it begins.
-            if self.channel.needs_key_update or (isinstance(frame, Opened) and self._opened):
+            if self.channel.needs_key_update or (begins_reply and self._opened):
                 await write(split_pb2.Sealed(frame=self.channel.key_update()))
-            self._opened |= isinstance(frame, Opened)
-            record = self.channel.seal(framing.encode(frame))
+            self._opened |= begins_reply
+            started_s = time.perf_counter()
+            record = self.channel.seal(data)
+            metrics.stage.labels("seal").observe(time.perf_counter() - started_s)
             metrics.wire_bytes.labels("down").inc(len(record))
             await write(split_pb2.Sealed(frame=record))
-        if not self.overflowed:
-            await write(split_pb2.Sealed(frame=self.channel.close()))
+        await write(split_pb2.Sealed(frame=self.channel.close()))
 
 
 class SplitService(split_pb2_grpc.SplitInferenceServicer):
@@ -83,6 +95,7 @@ class SplitService(split_pb2_grpc.SplitInferenceServicer):
         metrics: Metrics,
         max_streams: int,
         admission: Admission,
+        handshake_deadline_s: float = HANDSHAKE_DEADLINE_S,
     ) -> None:
         self._table = table
         self._node_key = node_key
@@ -91,6 +104,7 @@ class SplitService(split_pb2_grpc.SplitInferenceServicer):
         self._metrics = metrics
         self._admission = admission
         self._max_streams = max_streams
+        self._handshake_deadline_s = handshake_deadline_s
 
     async def Connect(  # the name is the schema's
         self, request_iterator: AsyncIterator[split_pb2.Sealed], context: grpc.aio.ServicerContext
@@ -114,8 +128,12 @@ class SplitService(split_pb2_grpc.SplitInferenceServicer):
         self._table.attach(stream)
         writer = asyncio.create_task(stream.write_all(context.write, self._metrics))
         reader = asyncio.create_task(self._read(stream, first, aiter(request_iterator)))
+        overflow = asyncio.create_task(stream.overflow.wait())
         try:
-            await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({reader, writer, overflow}, return_when=asyncio.FIRST_COMPLETED)
+            if overflow.done():
+                log.warning("stream closed", extra={"stream": stream.log_id, "reason": "the device does not read"})
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "replies are not read")
             failure = reader.exception() if reader.done() and not reader.cancelled() else None
             if isinstance(failure, (SecurityError, ProtocolError)):
                 log.warning("stream closed", extra={"stream": stream.log_id, "reason": type(failure).__name__})
@@ -124,11 +142,13 @@ class SplitService(split_pb2_grpc.SplitInferenceServicer):
                 log.error("stream failed", extra={"stream": stream.log_id, "reason": type(failure).__name__})
                 await context.abort(grpc.StatusCode.INTERNAL, "internal error")
             stream.finish()
-            await writer
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(GOODBYE_DEADLINE_S):
+                    await writer
         finally:
-            reader.cancel()
-            writer.cancel()
-            await asyncio.gather(reader, writer, return_exceptions=True)
+            for task in (reader, writer, overflow):
+                task.cancel()
+            await asyncio.gather(reader, writer, overflow, return_exceptions=True)
             self._table.detach(stream, time.monotonic())
             stream.channel.discard()
 
@@ -136,7 +156,7 @@ class SplitService(split_pb2_grpc.SplitInferenceServicer):
         self, requests: AsyncIterator[split_pb2.Sealed], context: grpc.aio.ServicerContext
     ) -> tuple[DeviceStream, bytes] | None:
         """The stream and its first record, proven to be the device's; None when the device holds another model."""
-        async with asyncio.timeout(HANDSHAKE_DEADLINE_S):
+        async with asyncio.timeout(self._handshake_deadline_s):
             message = (await anext(requests)).frame
         if len(self._table.streams) >= self._max_streams:
             raise Overloaded("too many streams", code="OVERLOADED", retry_after_s=1.0)
@@ -151,7 +171,7 @@ class SplitService(split_pb2_grpc.SplitInferenceServicer):
                 self._metrics.handshakes.labels("model").inc()
                 established.channel.discard()
                 return None
-            async with asyncio.timeout(HANDSHAKE_DEADLINE_S):
+            async with asyncio.timeout(self._handshake_deadline_s):
                 first = established.channel.open((await anext(requests)).frame)
             self._admission.complete(ticket, time.monotonic())
         finally:

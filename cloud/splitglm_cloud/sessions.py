@@ -27,6 +27,7 @@ from splitglm_wire.frames import (
     Open,
     Ping,
     Pong,
+    Reply,
     Result,
     Scope,
     Step,
@@ -122,7 +123,6 @@ class SessionTable:
         session = held.session
         match frame:
             case Step():
-                self._metrics.tokens.labels("prefill").inc(frame.rows)
                 self._act(held, session.on_step(frame))
             case Truncate():
                 self._act(held, session.on_truncate(frame))
@@ -146,6 +146,10 @@ class SessionTable:
             self._act(held, held.session.on_output(outcome))
         else:
             self._metrics.steps.labels("failed").inc()
+            if outcome.code is ErrorCode.OVERLOADED:
+                # Memory that nobody is attached to goes first: the device that was refused may try again.
+                for idle in self._idle():
+                    self._forget(idle)
             self._act(held, held.session.on_failure(outcome.seq, outcome.code, outcome.text))
 
     def sweep(self, now_s: float) -> None:
@@ -164,6 +168,9 @@ class SessionTable:
             self._refuse(stream, frame, ErrorCode.OVERLOADED, "too many sessions on one stream")
             return
         held = self._by_id.get(frame.session_id)
+        if handles.get(frame.handle, held) is not held:
+            self._refuse(stream, frame, ErrorCode.BAD_REQUEST, "another session has this handle")
+            return
         if held is None:
             if not self._make_room():
                 self._refuse(stream, frame, ErrorCode.OVERLOADED, "the cloud holds as many sessions as it may")
@@ -173,7 +180,7 @@ class SessionTable:
             self._by_id[frame.session_id] = self._by_key[held.key] = held
             self._metrics.sessions.set(len(self._by_id))
         elif held.stream is not stream or held.handle != frame.handle:
-            if frame.fence <= held.session.fence:
+            if frame.fence <= held.session.newest_fence:
                 self._refuse(stream, frame, ErrorCode.FENCED, "a newer stream owns this session")
                 return
             self._rebind(held, stream, frame.handle)
@@ -206,11 +213,14 @@ class SessionTable:
         """True when one more session may be held; a session nobody is attached to gives way, longest idle first."""
         if len(self._by_id) < self._max_sessions:
             return True
-        idle = [held for held in self._by_id.values() if held.stream is None and not held.session.busy]
+        idle = self._idle()
         if not idle:
             return False
         self._forget(min(idle, key=lambda held: held.idle_since_s))
         return True
+
+    def _idle(self) -> list[_Held]:
+        return [held for held in self._by_id.values() if held.stream is None and not held.session.busy]
 
     def _act(self, held: _Held, actions: Sequence[Action]) -> None:
         for action in actions:
@@ -220,6 +230,8 @@ class SessionTable:
                 case Configure():
                     self._executor.configure(held.key, action)
                 case Submit():
+                    if action.step.rows > 1:
+                        self._metrics.tokens.labels("prefill").inc(action.step.rows)
                     self._executor.submit(held.key, action.step)
                 case Abort():
                     self._executor.abort(held.key, action.seq)
@@ -232,7 +244,7 @@ class SessionTable:
     def _deliver(self, held: _Held, frame: Frame) -> None:
         if isinstance(frame, Error):
             self._metrics.errors.labels(frame.code.name).inc()
-        elif isinstance(frame, Result) and len(frame.payload) == 4 and frame.rows:
+        elif isinstance(frame, Result) and frame.reply is Reply.TOKEN and frame.rows:
             self._metrics.tokens.labels("generated").inc()
         if held.stream is not None:
             held.stream.send(frame)

@@ -6,6 +6,8 @@ import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
+import platformdirs
+
 from splitglm_core.errors import InputError
 from splitglm_core.plan import Precision
 from splitglm_core.ranges import LayerRange
@@ -28,6 +30,8 @@ class CloudSettings:
         kv_budget_bytes: keys and values of all sessions.
         max_context: positions of one session; 0 means the model's own limit.
         session_ttl_s: how long a session survives without a stream.
+        drain_grace_s: how long running steps may take after a signal to stop.
+        handshake_deadline_s: for each message of a handshake and for the first record.
         psk: 32 bytes; with it only paired devices can connect.
         metrics_port: port of ``/metrics`` on the loopback address; None serves none.
         allow_anonymous: serve a non-loopback address without a pairing key.
@@ -47,6 +51,7 @@ class CloudSettings:
     max_context: int = 0
     session_ttl_s: float = 60.0
     drain_grace_s: float = 10.0
+    handshake_deadline_s: float = 5.0
     key_file: Path | None = None
     psk: bytes | None = None
     reflection: bool = False
@@ -58,6 +63,8 @@ class CloudSettings:
             raise InputError(f"runner {self.runner!r} is neither onnx nor torch")
         if self.max_sessions < 1 or self.max_streams < 1 or self.kv_budget_bytes < 1 or self.max_context < 0:
             raise InputError("max_sessions, max_streams and kv_budget_bytes must be positive, max_context not negative")
+        if self.session_ttl_s < 0 or self.drain_grace_s < 0 or self.handshake_deadline_s <= 0:
+            raise InputError("session_ttl_s and drain_grace_s must not be negative, handshake_deadline_s positive")
         if self.psk is not None and len(self.psk) != 32:
             raise InputError("a pairing key has 32 bytes", "make one with `splitglm keys pair`")
         if self.psk is None and not self.allow_anonymous and not is_loopback(split_address(self.listen)[0]):
@@ -65,6 +72,11 @@ class CloudSettings:
                 f"refusing to serve {self.listen} to anybody who can reach it",
                 "pair devices with --psk-file, or say --allow-anonymous if the network is yours",
             )
+
+
+def default_key_file() -> Path:
+    """Where a node's identity key is kept unless told otherwise."""
+    return Path(platformdirs.user_config_dir("splitglm", appauthor=False)) / "node.key"
 
 
 def split_address(address: str) -> tuple[str, int]:
