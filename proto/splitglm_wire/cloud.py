@@ -3,22 +3,23 @@
 Rules of this file: no clock, no socket, no tensors; frames in, actions out. Everything it holds is soft state: a
 session that is forgotten costs the device a rebuild, never a wrong token. Invariants:
 
-* I2 at most one fence of a session is alive; frames of an older one get ``FENCED``.
+* I2 at most one fence of a session is alive; frames of an older one get ``FENCED``, and what is computed for an older
+  one is kept but never sent.
 * I3 a step applies iff ``seq`` follows the last accepted one and ``base`` equals the length it would meet; the last
   applied step again, byte for byte, gets its cached reply; with other content it is a conflict.
-* I5 every accepted step ends in exactly one last result or one error, unless its stream dies first.
+* I5 every accepted step ends in exactly one last result or one error, unless its stream dies or a newer open comes.
 * one step of a session computes at a time, in order; those behind it wait in a bounded queue.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from splitglm_core.plan import Arm, HeadSide, SplitPlan
-from splitglm_core.sampling import SamplingParams
-from splitglm_wire.codec import payload_bytes
+from splitglm_core.plan import SplitPlan
+from splitglm_wire.actions import Abort, Action, Configure, Cut, Drop, Output, Send, Submit
+from splitglm_wire.answer import Answer, digest
+from splitglm_wire.checks import misfit
 from splitglm_wire.frames import (
     Cancel,
     Close,
@@ -29,71 +30,13 @@ from splitglm_wire.frames import (
     Opened,
     Reply,
     Result,
-    Rows,
     Scope,
     Step,
     Truncate,
 )
-from splitglm_wire.limits import MAX_GENERATE, MAX_QUEUED_BYTES, MAX_QUEUED_STEPS
+from splitglm_wire.limits import MAX_QUEUED_BYTES, MAX_QUEUED_STEPS
 
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    frame: Opened | Result | Error | Ended
-
-
-@dataclass(frozen=True, slots=True)
-class Configure:
-    """Prepare for a reply under this plan: KV cache for its back, sampler with this history, cut to ``keep``."""
-
-    plan: SplitPlan
-    sampling: SamplingParams
-    generated: tuple[int, ...]
-    stop_ids: tuple[int, ...]
-    context: int
-    keep: int
-    deadline_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Submit:
-    """Compute this step. Answer with ``on_output`` / ``on_failure``."""
-
-    step: Step
-
-
-@dataclass(frozen=True, slots=True)
-class Abort:
-    """Stop generating after the current token; the step still ends with a last output."""
-
-    seq: int
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """Truncate the KV cache."""
-
-    length: int
-
-
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """Free everything of this session."""
-
-
-Action = Send | Configure | Submit | Abort | Cut | Drop
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """One part of a computed step: a token, hidden states in wire form, or (``payload`` empty) nothing."""
-
-    seq: int
-    rows: int
-    payload: bytes
-    last: bool
-    queue_us: int = 0
-    compute_us: int = 0
+__all__ = ["Abort", "Action", "CloudSession", "Configure", "Cut", "Drop", "Output", "Send", "Submit"]
 
 
 class CloudSession:
@@ -104,15 +47,17 @@ class CloudSession:
         self.fence = 0
         self.kv_length = 0
         self.last_seq = 0
+        self._step_fence = 0  # under which the last applied step came
         self._handle = 0
         self._hidden = hidden
         self._open: Open | None = None
         self._waiting_open: Open | None = None
         self._queue: deque[Step] = deque()
+        self._cancelled_seq = 0  # a queued step that shall generate as little as possible
         self._running: Step | None = None
-        self._parts: list[Result] = []  # of the running step
-        self._cached: list[Result] = []  # of the last applied step
-        self._cached_digest = b""
+        self._generated: list[int] = []  # tokens of the running step
+        self._history: list[int] = []  # tokens of this reply before the running step
+        self._answer: Answer | None = None
 
     @property
     def busy(self) -> bool:
@@ -122,12 +67,16 @@ class CloudSession:
     def plan(self) -> SplitPlan | None:
         return self._open.plan if self._open else None
 
+    @property
+    def newest_fence(self) -> int:
+        """The fence that a new open must exceed."""
+        return max(self.fence, self._waiting_open.fence if self._waiting_open else 0)
+
     def on_open(self, frame: Open) -> list[Action]:
         """A new reply, or the device is back on a new stream."""
-        newest = max(self.fence, self._waiting_open.fence if self._waiting_open else 0)
-        if frame.fence <= newest:
+        if frame.fence <= self.newest_fence:
             return [Send(self._fenced(frame.handle, frame.fence))]
-        self._queue.clear()
+        self._clear_queue()
         if self._running is not None:
             # Which positions exist is known only when the running step has ended.
             self._waiting_open = frame
@@ -140,32 +89,35 @@ class CloudSession:
         self._handle = frame.handle
         old = self._open
         self._open = frame
+        self._history = list(frame.generated)
         if old is not None and (old.plan.back != frame.plan.back or old.context < frame.context):
             self.kv_length = 0  # another cut needs other layers' caches: the device rebuilds
-            self._forget_reply()
+            self._answer = None
         if frame.keep < self.kv_length:
             self.kv_length = frame.keep
-            self._forget_reply()
-        return [
-            Configure(
-                frame.plan,
-                frame.sampling,
-                frame.generated,
-                frame.stop_ids,
-                frame.context,
-                self.kv_length,
-                frame.deadline_ms,
-            ),
-            Send(
-                Opened(
-                    handle=frame.handle,
-                    fence=frame.fence,
-                    request=frame.request,
-                    have=self.kv_length,
-                    last_seq=self.last_seq,
-                )
-            ),
-        ]
+            self._answer = None
+        if old is not None and old.request != frame.request:
+            self._answer = None  # another reply may be sampled otherwise
+        opened = Opened(
+            handle=frame.handle,
+            fence=frame.fence,
+            request=frame.request,
+            have=self.kv_length,
+            last_seq=self.last_seq,
+            step_fence=self._step_fence,
+        )
+        return [self._configure(frame), Send(opened)]
+
+    def _configure(self, frame: Open) -> Configure:
+        return Configure(
+            plan=frame.plan,
+            sampling=frame.sampling,
+            generated=tuple(self._history),
+            stop_ids=frame.stop_ids,
+            context=frame.context,
+            keep=self.kv_length,
+            deadline_ms=frame.deadline_ms,
+        )
 
     def on_step(self, step: Step) -> list[Action]:
         refusal = self._check(step)
@@ -177,28 +129,32 @@ class CloudSession:
         return self._next() if self._running is None else []
 
     def on_truncate(self, frame: Truncate) -> list[Action]:
-        if frame.fence != self.fence:
+        if frame.fence != self.fence or self._waiting_open is not None:
             return [Send(self._fenced(frame.handle, frame.fence))]
         if self._running is not None or self._queue:
             return [Send(self._error(0, ErrorCode.BAD_REQUEST, "truncate while a step runs", Scope.SESSION))]
         if frame.length < self.kv_length:
             self.kv_length = frame.length
-            self._forget_reply()
+            self._answer = None
         return [Cut(self.kv_length)]
 
     def on_cancel(self, frame: Cancel) -> list[Action]:
-        if frame.fence == self.fence and self._running is not None and frame.seq == self._running.seq:
+        if frame.fence != self.fence:
+            return []
+        if self._running is not None and frame.seq == self._running.seq:
             return [Abort(frame.seq)]
-        return []  # it ended meanwhile
+        if any(frame.seq == step.seq for step in self._queue):
+            self._cancelled_seq = frame.seq
+        return []  # else it ended meanwhile
 
     def on_close(self, frame: Close) -> list[Action]:
-        if frame.fence != self.fence:
+        if frame.fence != self.newest_fence:
             return [Send(self._fenced(frame.handle, frame.fence))]
         return [Drop(), Send(Ended(handle=frame.handle))]
 
     def on_stream_lost(self) -> list[Action]:
         """The stream died; the session waits for a re-open until its owner forgets it."""
-        self._queue.clear()
+        self._clear_queue()
         return [Abort(self._running.seq)] if self._running is not None else []
 
     def on_output(self, output: Output) -> list[Action]:
@@ -206,15 +162,16 @@ class CloudSession:
         step = self._running
         if step is None or output.seq != step.seq:
             return []
-        tokens = sum(1 for part in self._parts if part.rows) if step.reply is Reply.TOKEN else 0
+        index = len(self._generated)  # only tokens come in more than one part
         if step.reply is Reply.TOKEN and output.rows:
-            tokens += 1
-        length = step.base + step.rows + max(0, tokens - 1)
+            self._generated.append(int.from_bytes(output.payload, "little"))
+        end = step.base + step.rows
+        length = end + max(0, len(self._generated) - 1)
         part = Result(
             handle=self._handle,
             fence=self.fence,
             seq=step.seq,
-            index=len(self._parts),
+            index=index,
             last=output.last,
             reply=step.reply,
             kv_length=length,
@@ -223,12 +180,13 @@ class CloudSession:
             compute_us=output.compute_us,
             payload=output.payload,
         )
-        self._parts.append(part)
-        actions: list[Action] = [Send(part)]
+        # A device that is opening anew may have given the old handle to another session.
+        actions: list[Action] = [Send(part)] if self._waiting_open is None else []
         if output.last:
-            self.kv_length, self.last_seq = length, step.seq
-            self._cached, self._parts = self._parts, []
-            self._cached_digest = _digest(step)
+            self.kv_length, self.last_seq, self._step_fence = length, step.seq, step.fence
+            first = len(self._history)
+            self._history += self._generated
+            self._answer = Answer(digest(step), self._history, first, end, part)
             self._running = None
             actions += self._attach(self._waiting_open) if self._waiting_open else self._next()
         return actions
@@ -238,21 +196,38 @@ class CloudSession:
         if self._running is None or seq != self._running.seq:
             return []
         self._running = None
-        self._parts = []
+        void = self._clear_queue()
+        actions: list[Action] = [Cut(self.kv_length)]
+        if self._waiting_open is not None:
+            return actions + self._attach(self._waiting_open)
+        actions.append(Send(self._error(seq, code, text, Scope.STEP)))
+        behind = "a step before this one failed"
+        return actions + [Send(self._error(step.seq, code, behind, Scope.STEP)) for step in void]
+
+    def _clear_queue(self) -> list[Step]:
+        steps = list(self._queue)
         self._queue.clear()
-        actions: list[Action] = [Cut(self.kv_length), Send(self._error(seq, code, text, Scope.STEP))]
-        return actions + self._attach(self._waiting_open) if self._waiting_open else actions
+        self._cancelled_seq = 0
+        return steps
 
     def _next(self) -> list[Action]:
         if not self._queue:
             return []
-        self._running = self._queue.popleft()
-        return [Submit(self._running)]
+        self._running = step = self._queue.popleft()
+        self._generated = []
+        return [Submit(step), Abort(step.seq)] if step.seq == self._cancelled_seq else [Submit(step)]
 
     def _replay(self, step: Step) -> list[Action]:
-        if _digest(step) != self._cached_digest or not self._cached:
+        answer, frame = self._answer, self._open
+        if answer is None or frame is None or digest(step) != answer.step_digest:
             return [Send(self._error(step.seq, ErrorCode.SEQ_CONFLICT, "another step has this number", Scope.SESSION))]
-        return [Send(replace(part, handle=self._handle, fence=self.fence)) for part in self._cached]
+        actions: list[Action] = []
+        if answer.history != self._history:
+            self._history = answer.history  # the sampler goes on after the tokens that are sent now
+            actions.append(self._configure(frame))
+        # Only what the device lacks: a long reply would flood its stream.
+        parts = answer.parts(frame.generated)
+        return actions + [Send(replace(part, handle=self._handle, fence=self.fence)) for part in parts]
 
     def _check(self, step: Step) -> Error | None:
         """The cheap checks, in order, before anything is queued or decoded."""
@@ -262,34 +237,16 @@ class CloudSession:
             return None
         seq, length = self._end()
         if step.seq != seq + 1:
-            return self._error(step.seq, ErrorCode.SEQ_CONFLICT, "a step is missing before this one", Scope.STEP)
+            return self._error(step.seq, ErrorCode.SEQ_CONFLICT, "the step is out of sequence", Scope.STEP)
         if step.base != length:
             return self._error(step.seq, ErrorCode.KV_GAP, "the step does not begin where the cache ends", Scope.STEP)
-        plan = self._open.plan
-        if not self._fits(plan, step):
-            return self._error(step.seq, ErrorCode.BAD_REQUEST, "the step does not fit the plan", Scope.STEP)
-        if step.base + step.rows + max(0, step.generate - 1) > self._open.context:
-            return self._error(step.seq, ErrorCode.TOO_LARGE, "the step does not fit the context", Scope.STEP)
-        size = 4 * step.rows
-        if step.rows_kind is Rows.HIDDEN:
-            size = payload_bytes(plan.codec, step.rows, self._hidden, step.base)
-        if len(step.payload) != size:
-            return self._error(step.seq, ErrorCode.BAD_TENSOR, "the payload does not fit its shape", Scope.STEP)
+        reason = misfit(step, self._open.plan, context=self._open.context, hidden=self._hidden)
+        if reason is not None:
+            return self._error(step.seq, *reason, Scope.STEP)
         queued = sum(len(s.payload) for s in self._queue) + len(step.payload)
         if len(self._queue) >= MAX_QUEUED_STEPS or queued > MAX_QUEUED_BYTES:
             return self._error(step.seq, ErrorCode.OVERLOADED, "too many steps are queued", Scope.STEP)
         return None
-
-    @staticmethod
-    def _fits(plan: SplitPlan, step: Step) -> bool:
-        ids = plan.arm is Arm.CLOUD
-        if (step.rows_kind is Rows.IDS) != ids or not 0 <= step.generate <= MAX_GENERATE:
-            return False
-        if step.reply is Reply.TOKEN:
-            return plan.head is HeadSide.CLOUD and (step.generate >= 1 if ids else step.generate == 1)
-        if step.generate:
-            return False
-        return step.reply is Reply.ACK or plan.head is HeadSide.DEVICE
 
     def _end(self) -> tuple[int, int]:
         """Sequence number and length after everything accepted. A generating step is always the last one queued."""
@@ -298,10 +255,8 @@ class CloudSession:
             return self.last_seq, self.kv_length
         return tail.seq, (tail.base + tail.rows if tail.generate <= 1 else -1)
 
-    def _forget_reply(self) -> None:
-        self._cached, self._cached_digest = [], b""
-
-    def _fenced(self, handle: int, fence: int) -> Error:
+    @staticmethod
+    def _fenced(handle: int, fence: int) -> Error:
         return Error(
             handle=handle,
             fence=fence,
@@ -315,20 +270,15 @@ class CloudSession:
         )
 
     def _error(self, seq: int, code: ErrorCode, text: str, scope: Scope) -> Error:
+        busy = code is ErrorCode.OVERLOADED
         return Error(
             handle=self._handle,
             fence=self.fence,
             seq=seq,
             code=code,
             scope=scope,
-            resumable=code is ErrorCode.OVERLOADED,
-            retry_after_ms=50 if code is ErrorCode.OVERLOADED else 0,
+            resumable=busy,
+            retry_after_ms=50 if busy else 0,
             have=self.kv_length,
             text=text,
         )
-
-
-def _digest(step: Step) -> bytes:
-    """Identity of a step's content; everything but the handle and fence, which change on a new stream."""
-    head = f"{step.seq}|{step.base}|{step.rows_kind}|{step.rows}|{step.reply}|{step.generate}|".encode()
-    return hashlib.sha256(head + bytes(step.payload)).digest()

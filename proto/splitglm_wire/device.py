@@ -7,18 +7,25 @@ means. Invariants (numbers as in the test-suite):
 * I2 only frames of the current fence count: replies of an older stream are ignored.
 * I3 a step applies at exactly ``base``; answered steps are *confirmed*, and only confirmed positions are relied upon.
 * a stream that ends without ``Ended`` means *unknown*: after ``broke()`` the session re-opens with a higher fence and
-  either fetches the cached reply of its last step or cuts back to the confirmed positions and sends again.
+  either fetches the cached reply of its last step or cuts back to the confirmed positions and sends again. A cloud
+  whose last step is older than what was confirmed holds another history (a stale replica): that is a ``Gap``.
+* a refused step voids those behind it, which may be on the wire: nothing is sent until the next ``open``, whose higher
+  fence tells their refusals from those of new steps.
+
+A call that the state does not allow raises ``InternalError``, a frame that it does not allow ``ProtocolError``; both
+leave the state as it was.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
 
 from splitglm_core.errors import InternalError, ProtocolError
 from splitglm_core.plan import SplitPlan
 from splitglm_core.sampling import SamplingParams
+from splitglm_wire.events import Attached, Event, Gap, HiddenArrived, Refused, StepDone, TokenArrived
 from splitglm_wire.frames import (
     KEEP_ALL,
     Cancel,
@@ -36,72 +43,24 @@ from splitglm_wire.frames import (
     Step,
     Truncate,
 )
+from splitglm_wire.limits import MAX_GENERATE, MAX_ROWS
+from splitglm_wire.pending import Pending
+
+__all__ = ["Attached", "DeviceSession", "Event", "Gap", "HiddenArrived", "Refused", "State", "StepDone", "TokenArrived"]
 
 
 class State(Enum):
     NEW = "new"
     OPENING = "opening"  # Open sent; steps may follow at once, without waiting for Opened
     OPEN = "open"
+    STALLED = "stalled"  # a step was refused or positions are gone: the next open goes on
     BROKEN = "broken"  # the stream ended; whether the last steps were applied is unknown
     REOPENING = "reopening"  # Open sent on a new stream; steps wait for Opened
     CLOSED = "closed"
 
 
-@dataclass(frozen=True, slots=True)
-class TokenArrived:
-    ticket: int
-    index: int
-    token: int
-
-
-@dataclass(frozen=True, slots=True)
-class HiddenArrived:
-    ticket: int
-    base: int  # position of the first row
-    rows: int
-    payload: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class StepDone:
-    """The step is confirmed. ``tokens`` counts what it generated; times are the cloud's own, in seconds."""
-
-    ticket: int
-    kv_length: int
-    tokens: int
-    queue_s: float
-    compute_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Attached:
-    """The cloud accepted the (re-)open and holds what this side relies upon."""
-
-    have: int
-    replayed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """The cloud no longer holds the confirmed positions: rebuild them from position ``have``, or from nothing."""
-
-    have: int
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    ticket: int | None
-    error: Error
-
-
-Event = TokenArrived | HiddenArrived | StepDone | Attached | Gap | Refused
-
-
-@dataclass(slots=True)
-class _Pending:
-    step: Step
-    next_index: int = 0
-    tokens: int = 0
+_SENDING = (State.OPENING, State.OPEN)
+_DEAF = (State.BROKEN, State.CLOSED)  # what still comes is of a stream that no longer counts
 
 
 class DeviceSession:
@@ -115,10 +74,12 @@ class DeviceSession:
         self.confirmed = 0  # positions whose step was answered
         self._sent = 0  # positions after every step sent so far
         self._seq = 0  # last sequence number used
+        self._seq_at_open = 0
+        self._answered_fence = 0  # under which the newest answered step was sent
         self._ticket = 0
         self._request = 0
         self._open: Open | None = None
-        self._pending: OrderedDict[int, _Pending] = OrderedDict()  # by ticket, oldest first
+        self._pending: OrderedDict[int, Pending] = OrderedDict()  # by ticket, oldest first
 
     @property
     def idle(self) -> bool:
@@ -131,7 +92,7 @@ class DeviceSession:
 
     @property
     def length(self) -> int:
-        """Positions the cloud will hold once every step sent is applied."""
+        """Positions the cloud will hold once every step sent is applied, generated ones not counted."""
         return self._sent
 
     def open(
@@ -146,11 +107,14 @@ class DeviceSession:
         deadline_ms: int = 0,
     ) -> Open:
         """Begin the next reply, keeping the first ``keep`` confirmed positions."""
-        if self.state not in (State.NEW, State.OPEN, State.OPENING) or self._pending or keep > self.confirmed:
+        if self.state not in (State.NEW, State.STALLED, *_SENDING) or self._pending:
             raise InternalError(f"open in state {self.state.value} with {len(self._pending)} steps pending")
+        if not 0 <= keep <= self.confirmed:
+            raise InternalError(f"open keeps {keep} positions, but {self.confirmed} are confirmed")
         self.state = State.OPENING
         self.fence += 1
         self._request += 1
+        self._seq_at_open = self._seq
         self.confirmed = self._sent = keep
         self._open = Open(
             handle=self.handle,
@@ -169,10 +133,13 @@ class DeviceSession:
 
     def step(self, *, rows_kind: Rows, rows: int, payload: bytes, reply: Reply, generate: int = 0) -> tuple[int, Step]:
         """Number the next step; it applies at the position after everything sent before."""
-        if self.state not in (State.OPENING, State.OPEN):
+        if self.state not in _SENDING:
             raise InternalError(f"step in state {self.state.value}")
         if any(p.step.generate > 1 for p in self._pending.values()):
             raise InternalError("a step that generates by itself must finish before the next: its length is open")
+        askable = range(1, MAX_GENERATE + 1) if reply is Reply.TOKEN else range(1)
+        if not 0 < rows <= MAX_ROWS or generate not in askable:
+            raise InternalError(f"a step of {rows} rows cannot ask for {generate} tokens as {reply.name}")
         self._seq += 1
         self._ticket += 1
         step = Step(
@@ -187,22 +154,26 @@ class DeviceSession:
             payload=payload,
         )
         self._sent += rows
-        self._pending[self._ticket] = _Pending(step)
+        self._pending[self._ticket] = Pending(step)
         return self._ticket, step
 
     def truncate(self, length: int) -> Truncate:
         """Cut both sides back to ``length`` positions; only between steps."""
-        if self.state not in (State.OPENING, State.OPEN) or self._pending or length > self.confirmed:
+        if self.state not in _SENDING or self._pending or not 0 <= length <= self.confirmed:
             raise InternalError(f"truncate to {length} in state {self.state.value}, {self.confirmed} confirmed")
         self.confirmed = self._sent = length
         return Truncate(handle=self.handle, fence=self.fence, length=length)
 
     def cancel(self, ticket: int) -> Cancel | None:
-        """Ask the cloud to stop generating; the step still ends with a last result. None when it already ended."""
+        """Ask the cloud to stop generating; the step still ends with a last result.
+
+        None when it already ended, or when there is no stream: then the step is cancelled as soon as there is one.
+        """
         pending = self._pending.get(ticket)
-        if pending is None or self.state not in (State.OPENING, State.OPEN):
+        if pending is None:
             return None
-        return Cancel(handle=self.handle, fence=self.fence, seq=pending.step.seq)
+        pending.cancelled = True
+        return self._cancel(pending) if self.state in _SENDING else None
 
     def close(self) -> Close:
         self.state = State.CLOSED
@@ -211,7 +182,7 @@ class DeviceSession:
 
     def broke(self) -> None:
         """The stream ended or went silent without ``Ended``."""
-        if self.state is not State.CLOSED:
+        if self._open is not None and self.state is not State.CLOSED:
             self.state = State.BROKEN
 
     def reopen(self, *, handle: int, generated: tuple[int, ...]) -> Open:
@@ -231,37 +202,38 @@ class DeviceSession:
             ProtocolError: the cloud broke the rules; the stream must be closed.
         """
         match frame:
+            case Opened() | Result() | Error() if self.state in _DEAF or frame.fence != self.fence:
+                return [], []  # I2
             case Opened():
                 return self._on_opened(frame)
             case Result():
                 return self._on_result(frame), []
             case Error():
                 return self._on_error(frame), []
-            case Ended():
-                self.state = State.CLOSED
+            case Ended() if self.state in _DEAF:
                 return [], []
             case _:
                 raise ProtocolError(f"the cloud sent {type(frame).__name__} to a session")
 
     def _on_opened(self, frame: Opened) -> tuple[list[Event], list[Frame]]:
-        if frame.fence != self.fence:
-            return [], []  # I2
-        if self.state is State.OPENING:
-            self.state = State.OPEN
-            if self._open is not None and frame.have < self._open.keep:
-                return [Gap(frame.have)], []
-            return [Attached(frame.have, False)], []
-        if self.state is not State.REOPENING:
+        if self.state not in (State.OPENING, State.REOPENING):
             raise ProtocolError("the cloud opened a session that was not opening")
+        good = 0 if frame.step_fence < self._answered_fence else min(frame.have, self.confirmed)
+        if self.state is State.OPENING:
+            if self._open is not None and frame.have > self._open.keep:
+                raise ProtocolError("the cloud kept more positions than asked")
+            if good < self.confirmed or frame.last_seq != self._seq_at_open:
+                return [self._gap(good, frame.last_seq)], []
+            self.state = State.OPEN
+            return [Attached(frame.have, False)], []
+        first = next(iter(self._pending.values()), None)
+        known = first is not None and (first.step.seq, first.step.fence) == (frame.last_seq, frame.step_fence)
+        if good < self.confirmed or (first is not None and first.parts and not known):
+            return [self._gap(good, frame.last_seq)], []
         self.state = State.OPEN
-        if frame.have < self.confirmed:
-            return [Gap(frame.have)], []
-        if len(self._pending) == 1:
-            pending = next(iter(self._pending.values()))
-            if pending.step.seq == frame.last_seq:
-                # Applied, only the reply was lost: the same step again fetches it from the cloud's cache.
-                pending.step = replace(pending.step, handle=self.handle, fence=self.fence)
-                return [Attached(frame.have, True)], [pending.step]
+        if first is not None and known and len(self._pending) == 1:
+            # Applied, only the reply was lost: the same step again fetches it from the cloud's cache.
+            return [Attached(frame.have, True)], [replace(first.step, handle=self.handle, fence=self.fence)]
         self._seq = frame.last_seq
         return [Attached(frame.have, False)], self._send_again(frame.have)
 
@@ -270,67 +242,57 @@ class DeviceSession:
         if have > self.confirmed:
             frames.append(Truncate(handle=self.handle, fence=self.fence, length=self.confirmed))
         for pending in self._pending.values():
-            if pending.tokens:
-                raise ProtocolError("the cloud lost a reply that it had begun")
             self._seq += 1
             pending.step = replace(pending.step, handle=self.handle, fence=self.fence, seq=self._seq)
             frames.append(pending.step)
+            if pending.cancelled:
+                frames.append(self._cancel(pending))
         return frames
 
     def _on_result(self, frame: Result) -> list[Event]:
-        if frame.fence != self.fence:
-            return []  # I2
-        if not self._pending:
+        if not self._pending or self.state in (State.OPENING, State.REOPENING):
             raise ProtocolError("the cloud answered a step that was not pending")
         ticket, pending = next(iter(self._pending.items()))
-        step = pending.step
-        if frame.seq != step.seq or frame.reply is not step.reply or frame.index > pending.next_index:
-            raise ProtocolError("the cloud answered out of order")
-        events: list[Event] = []
-        if frame.index == pending.next_index:
-            pending.next_index += 1
-            events += self._content(ticket, pending, frame)
+        event = pending.take(ticket, frame)
+        events: list[Event] = [] if event is None else [event]
         if frame.last:
-            length = step.base + step.rows + max(0, pending.tokens - 1)
-            if frame.kv_length != length:
-                raise ProtocolError("the cloud's KV length differs from the device's")
-            self.confirmed = length
-            if step.generate > 1:
-                self._sent = length
+            self.confirmed = pending.length
+            self._answered_fence = pending.step.fence
+            if pending.step.generate > 1:
+                self._sent = pending.length
             del self._pending[ticket]
-            events.append(StepDone(ticket, length, pending.tokens, frame.queue_us * 1e-6, frame.compute_us * 1e-6))
+            times_s = (pending.queue_us * 1e-6, pending.compute_us * 1e-6)
+            events.append(StepDone(ticket, pending.length, pending.tokens, *times_s))
         return events
 
-    def _content(self, ticket: int, pending: _Pending, frame: Result) -> list[Event]:
-        step = pending.step
-        if step.reply is Reply.TOKEN and frame.rows == 1 and len(frame.payload) == 4:
-            if pending.tokens >= step.generate:
-                raise ProtocolError("the cloud generated more tokens than asked")
-            pending.tokens += 1
-            token = int.from_bytes(frame.payload, "little")
-            return [TokenArrived(ticket, frame.index, token)]
-        if step.reply is Reply.ALL_HIDDEN and frame.rows == step.rows:
-            return [HiddenArrived(ticket, step.base, step.rows, bytes(frame.payload))]
-        if step.reply is Reply.LAST_HIDDEN and frame.rows == 1:
-            return [HiddenArrived(ticket, step.base + step.rows - 1, 1, bytes(frame.payload))]
-        if frame.rows == 0 and not len(frame.payload) and (step.reply is Reply.ACK or frame.last):
-            return []  # an acknowledgement, or the end of a cancelled generation
-        raise ProtocolError("the cloud's answer does not fit the step")
-
     def _on_error(self, frame: Error) -> list[Event]:
-        if frame.fence != self.fence:
-            return []  # I2
         ticket = next((t for t, p in self._pending.items() if p.step.seq == frame.seq), None)
-        if frame.scope is Scope.STEP:
-            if ticket is None:
-                return []  # an echo of steps that were in flight behind one already refused
-            # The cloud dropped the step and everything queued behind it; numbering goes on from the confirmed end.
-            self._seq = frame.seq - 1
-            self._pending.clear()
-            self._sent = self.confirmed
-        else:
-            self._pending.clear()
+        if frame.scope is not Scope.STEP:
+            self._void(0)
             self.state = State.BROKEN if frame.resumable else State.CLOSED
-        if frame.code is ErrorCode.KV_GAP and frame.have < self.confirmed:
-            return [Gap(frame.have)]
+        elif ticket is None:
+            return []  # an echo of steps that were in flight behind one already refused
+        else:
+            self._void(ticket)
+            self._seq = frame.seq - 1
+            self.state = State.STALLED
+            if frame.code is ErrorCode.KV_GAP and frame.have < self.confirmed:
+                return [self._gap(frame.have, self._seq)]
         return [Refused(ticket, frame)]
+
+    def _void(self, first: int) -> None:
+        """Forget the pending steps from ticket ``first`` on."""
+        for ticket in [t for t in self._pending if t >= first]:
+            del self._pending[ticket]
+        newest = next(reversed(self._pending.values()), None)
+        self._sent = newest.step.base + newest.step.rows if newest is not None else self.confirmed
+
+    def _gap(self, have: int, last_seq: int) -> Gap:
+        self._pending.clear()
+        self.confirmed = self._sent = have
+        self._seq = last_seq
+        self.state = State.STALLED
+        return Gap(have)
+
+    def _cancel(self, pending: Pending) -> Cancel:
+        return Cancel(handle=self.handle, fence=self.fence, seq=pending.step.seq)

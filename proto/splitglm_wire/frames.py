@@ -124,7 +124,7 @@ class Close:
 class Ping:
     handle: int
     nonce: int
-    size: int = 0  # extra bytes carried up, for a bandwidth probe
+    size: int = 0  # extra bytes carried up, for a bandwidth probe, at most MAX_PROBE_BYTES
     reply_size: int = 0  # extra bytes wanted down, at most MAX_PROBE_BYTES
 
 
@@ -135,6 +135,7 @@ class Opened:
     request: int
     have: int  # positions in the KV cache
     last_seq: int  # last applied step, 0 = none
+    step_fence: int = 0  # fence under which that step came: tells the device whether its own history is held here
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

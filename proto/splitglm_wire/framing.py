@@ -1,8 +1,10 @@
 """Frames to bytes and back.
 
 Layout, little-endian: ``kind u8 | flags u8 | zero u16 | handle u32 | body_len u32`` and the body, zero-padded to a
-multiple of 64 bytes, so that every control frame and every token reply has the same size. Decoding checks every length
-and range before it copies anything and raises ``ProtocolError`` for whatever it does not understand.
+multiple of 64 bytes. Every token reply and every control frame (truncate, cancel, close, opened, ended, draining, an
+empty ping or pong) has exactly 64 bytes; only frames that carry ids, tensors, probes or an error's text have more.
+Decoding checks every length and range before it copies anything and raises ``ProtocolError`` for whatever it does not
+understand. It is strict: bytes that decode are the bytes that encoding the frame gives (a probe's filling aside).
 """
 
 from __future__ import annotations
@@ -11,8 +13,6 @@ import struct
 from typing import Final
 
 from splitglm_core.errors import InputError, ProtocolError
-from splitglm_core.plan import Codec, HeadSide, SplitPlan
-from splitglm_core.sampling import SamplingParams
 from splitglm_wire.frames import (
     Cancel,
     Close,
@@ -41,34 +41,36 @@ from splitglm_wire.limits import (
     MAX_PROBE_BYTES,
     MAX_RECORD_BYTES,
     MAX_ROWS,
-    MAX_STOP_IDS,
 )
+from splitglm_wire.open_frame import pack_open, unpack_open
 
 _HEADER: Final = struct.Struct("<BBHII")
-_OPEN: Final = struct.Struct("<16sIIHHHBBHIIIQIdddddHH")
 _STEP: Final = struct.Struct("<IIIBBHI")
 _FENCE_AND: Final = struct.Struct("<II")
 _U32: Final = struct.Struct("<I")
 _PING: Final = struct.Struct("<QII")
-_OPENED: Final = struct.Struct("<IIII")
+_OPENED: Final = struct.Struct("<IIIII")
 _RESULT: Final = struct.Struct("<IIIBBHIII")
 _ERROR: Final = struct.Struct("<IIBBBBIIH")
 _PONG: Final = struct.Struct("<QI")
-
-_CODECS: Final = (Codec.FP32, Codec.BF16, Codec.INT8)
-_HEADS: Final = (HeadSide.DEVICE, HeadSide.CLOUD)
-MAX_GENERATED_HISTORY: Final = MAX_GENERATE
+_EMPTY: Final = struct.Struct("")
+_ZEROS: Final = memoryview(bytes(FRAME_ALIGN))
 
 
-def _pad(kind: Kind, handle: int, body: bytes) -> bytes:
-    size = _HEADER.size + len(body)
+def _pad(kind: Kind, handle: int, *body: bytes | memoryview) -> bytes:
+    length = sum(map(len, body))
+    size = _HEADER.size + length
     if size > MAX_RECORD_BYTES:
         raise ProtocolError(f"a frame of {size} bytes does not fit one record")
-    return _HEADER.pack(kind, 0, 0, handle, len(body)) + body + bytes(-size % FRAME_ALIGN)
+    return b"".join((_HEADER.pack(kind, 0, 0, handle, length), *body, _ZEROS[: -size % FRAME_ALIGN]))
 
 
 def encode(frame: Frame) -> bytes:
-    """The bytes of a frame, padded. Integers out of range raise ``ProtocolError``: never sent wrapped."""
+    """The bytes of a frame, padded.
+
+    Raises:
+        ProtocolError: a number out of range or too much of something: never sent wrapped or cut.
+    """
     try:
         return _encode(frame)
     except struct.error as error:
@@ -79,37 +81,13 @@ def _encode(frame: Frame) -> bytes:
     h = frame.handle
     match frame:
         case Open():
-            p, s = frame.plan, frame.sampling
-            body = _OPEN.pack(
-                frame.session_id,
-                frame.fence,
-                frame.request,
-                p.layers,
-                p.s,
-                p.t,
-                _HEADS.index(p.head),
-                _CODECS.index(p.codec),
-                p.chunk_tokens,
-                frame.context,
-                frame.keep,
-                frame.deadline_ms,
-                s.seed,
-                s.top_k,
-                s.temperature,
-                s.top_p,
-                s.repetition_penalty,
-                s.frequency_penalty,
-                s.presence_penalty,
-                len(frame.stop_ids),
-                0,
-            )
-            ids = frame.stop_ids + frame.generated
-            return _pad(Kind.OPEN, h, body + struct.pack(f"<{len(ids)}I", *ids))
+            return _pad(Kind.OPEN, h, pack_open(frame))
         case Step():
+            _check_step(frame.seq, frame.base, frame.rows, frame.generate)
             head = _STEP.pack(
                 frame.fence, frame.seq, frame.base, frame.rows_kind, frame.reply, frame.rows, frame.generate
             )
-            return _pad(Kind.STEP, h, head + bytes(frame.payload))
+            return _pad(Kind.STEP, h, head, frame.payload)
         case Truncate():
             return _pad(Kind.TRUNCATE, h, _FENCE_AND.pack(frame.fence, frame.length))
         case Cancel():
@@ -117,10 +95,13 @@ def _encode(frame: Frame) -> bytes:
         case Close():
             return _pad(Kind.CLOSE, h, _U32.pack(frame.fence))
         case Ping():
-            return _pad(Kind.PING, h, _PING.pack(frame.nonce, frame.size, frame.reply_size) + bytes(frame.size))
+            _check_probe(frame.size, frame.reply_size)
+            return _pad(Kind.PING, h, _PING.pack(frame.nonce, frame.size, frame.reply_size), bytes(frame.size))
         case Opened():
-            return _pad(Kind.OPENED, h, _OPENED.pack(frame.fence, frame.request, frame.have, frame.last_seq))
+            numbers = (frame.fence, frame.request, frame.have, frame.last_seq, frame.step_fence)
+            return _pad(Kind.OPENED, h, _OPENED.pack(*numbers))
         case Result():
+            _check_result(frame.rows, frame.last)
             head = _RESULT.pack(
                 frame.fence,
                 frame.seq,
@@ -132,9 +113,11 @@ def _encode(frame: Frame) -> bytes:
                 min(frame.queue_us, 0xFFFFFFFF),
                 min(frame.compute_us, 0xFFFFFFFF),
             )
-            return _pad(Kind.RESULT, h, head + bytes(frame.payload))
+            return _pad(Kind.RESULT, h, head, frame.payload)
         case Error():
-            text = frame.text.encode()[:MAX_ERROR_TEXT_BYTES]
+            text = frame.text.encode()
+            if len(text) > MAX_ERROR_TEXT_BYTES:
+                raise ProtocolError("an error's text is too long")
             head = _ERROR.pack(
                 frame.fence,
                 frame.seq,
@@ -146,13 +129,29 @@ def _encode(frame: Frame) -> bytes:
                 frame.have,
                 len(text),
             )
-            return _pad(Kind.ERROR, h, head + text)
+            return _pad(Kind.ERROR, h, head, text)
         case Ended():
-            return _pad(Kind.ENDED, h, b"")
+            return _pad(Kind.ENDED, h)
         case Draining():
             return _pad(Kind.DRAINING, h, _U32.pack(frame.deadline_ms))
         case Pong():
-            return _pad(Kind.PONG, h, _PONG.pack(frame.nonce, frame.size) + bytes(frame.size))
+            _check_probe(frame.size)
+            return _pad(Kind.PONG, h, _PONG.pack(frame.nonce, frame.size), bytes(frame.size))
+
+
+def _check_step(seq: int, base: int, rows: int, generate: int) -> None:
+    if not (0 < rows <= MAX_ROWS and base + rows <= MAX_CONTEXT and generate <= MAX_GENERATE and seq > 0):
+        raise ProtocolError("a step is out of bounds")
+
+
+def _check_result(rows: int, last: int) -> None:
+    if rows > MAX_ROWS or last > 1:
+        raise ProtocolError("a result is out of bounds")
+
+
+def _check_probe(*sizes: int) -> None:
+    if max(sizes) > MAX_PROBE_BYTES:
+        raise ProtocolError("a probe is too large")
 
 
 def decode(data: bytes | bytearray | memoryview) -> Frame:
@@ -167,7 +166,9 @@ def decode(data: bytes | bytearray | memoryview) -> Frame:
     kind, flags, zero, handle, length = _HEADER.unpack_from(view)
     if flags or zero or _HEADER.size + length > len(view) or len(view) - _HEADER.size - length >= FRAME_ALIGN:
         raise ProtocolError("a frame's header is malformed")
-    body = view[_HEADER.size : _HEADER.size + length]
+    body, padding = view[_HEADER.size : _HEADER.size + length], view[_HEADER.size + length :]
+    if padding != _ZEROS[: len(padding)]:
+        raise ProtocolError("a frame's padding is not zero")
     try:
         return _decode(kind, handle, body)
     except (struct.error, ValueError, IndexError, InputError) as error:
@@ -178,8 +179,7 @@ def decode(data: bytes | bytearray | memoryview) -> Frame:
 def _decode(kind: int, handle: int, body: memoryview) -> Frame:
     if kind == Kind.STEP:
         fence, seq, base, rows_kind, reply, rows, generate = _STEP.unpack_from(body)
-        if not (0 < rows <= MAX_ROWS and base + rows <= MAX_CONTEXT and generate <= MAX_GENERATE and seq > 0):
-            raise ProtocolError("a step is out of bounds")
+        _check_step(seq, base, rows, generate)
         return Step(
             handle=handle,
             fence=fence,
@@ -193,8 +193,7 @@ def _decode(kind: int, handle: int, body: memoryview) -> Frame:
         )
     if kind == Kind.RESULT:
         fence, seq, index, last, reply, rows, kv_length, queue_us, compute_us = _RESULT.unpack_from(body)
-        if rows > MAX_ROWS or last > 1:
-            raise ProtocolError("a result is out of bounds")
+        _check_result(rows, last)
         return Result(
             handle=handle,
             fence=fence,
@@ -209,11 +208,11 @@ def _decode(kind: int, handle: int, body: memoryview) -> Frame:
             payload=body[_RESULT.size :],
         )
     if kind == Kind.OPEN:
-        return _decode_open(handle, body)
+        return unpack_open(handle, body)
     if kind == Kind.ERROR:
-        fence, seq, code, scope, resumable, _, retry, have, text_len = _ERROR.unpack_from(body)
+        fence, seq, code, scope, resumable, zero, retry, have, text_len = _ERROR.unpack_from(body)
         text = bytes(body[_ERROR.size :])
-        if len(text) != text_len or text_len > MAX_ERROR_TEXT_BYTES or resumable > 1:
+        if len(text) != text_len or text_len > MAX_ERROR_TEXT_BYTES or resumable > 1 or zero:
             raise ProtocolError("an error frame is out of bounds")
         return Error(
             handle=handle,
@@ -228,11 +227,13 @@ def _decode(kind: int, handle: int, body: memoryview) -> Frame:
         )
     if kind == Kind.PING:
         nonce, size, reply_size = _PING.unpack_from(body)
-        if len(body) != _PING.size + size or reply_size > MAX_PROBE_BYTES:
+        _check_probe(size, reply_size)
+        if len(body) != _PING.size + size:
             raise ProtocolError("a ping's size is wrong")
         return Ping(handle=handle, nonce=nonce, size=size, reply_size=reply_size)
     if kind == Kind.PONG:
         nonce, size = _PONG.unpack_from(body)
+        _check_probe(size)
         if len(body) != _PONG.size + size:
             raise ProtocolError("a pong's size is wrong")
         return Pong(handle=handle, nonce=nonce, size=size)
@@ -256,64 +257,11 @@ def _decode_fixed(kind: int, handle: int, body: memoryview) -> Frame:
     if kind == Kind.CLOSE:
         return Close(handle=handle, fence=unpack(_U32)[0])
     if kind == Kind.OPENED:
-        fence, request, have, last_seq = unpack(_OPENED)
-        return Opened(handle=handle, fence=fence, request=request, have=have, last_seq=last_seq)
+        fence, request, have, last_seq, step_fence = unpack(_OPENED)
+        return Opened(handle=handle, fence=fence, request=request, have=have, last_seq=last_seq, step_fence=step_fence)
     if kind == Kind.ENDED:
-        unpack(struct.Struct(""))
+        unpack(_EMPTY)
         return Ended(handle=handle)
     if kind == Kind.DRAINING:
         return Draining(handle=handle, deadline_ms=unpack(_U32)[0])
     raise ProtocolError("a frame is of an unknown kind")
-
-
-def _decode_open(handle: int, body: memoryview) -> Open:
-    (
-        session_id,
-        fence,
-        request,
-        layers,
-        s,
-        t,
-        head,
-        codec,
-        chunk,
-        context,
-        keep,
-        deadline_ms,
-        seed,
-        top_k,
-        temperature,
-        top_p,
-        repetition,
-        frequency,
-        presence,
-        stops,
-        zero,
-    ) = _OPEN.unpack_from(body)
-    tail = body[_OPEN.size :]
-    if zero or len(tail) % 4 or len(tail) // 4 > MAX_STOP_IDS + MAX_GENERATED_HISTORY:
-        raise ProtocolError("an open frame is malformed")
-    if stops > MAX_STOP_IDS or stops > len(tail) // 4 or not 0 < context <= MAX_CONTEXT:
-        raise ProtocolError("an open frame is out of bounds")
-    ids = struct.unpack(f"<{len(tail) // 4}I", tail)
-    return Open(
-        handle=handle,
-        session_id=bytes(session_id),
-        fence=fence,
-        request=request,
-        plan=SplitPlan(layers=layers, s=s, t=t, head=_HEADS[head], codec=_CODECS[codec], chunk_tokens=chunk),
-        context=context,
-        keep=keep,
-        sampling=SamplingParams(
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            repetition_penalty=repetition,
-            frequency_penalty=frequency,
-            presence_penalty=presence,
-            seed=seed,
-        ),
-        deadline_ms=deadline_ms,
-        stop_ids=ids[:stops],
-        generated=ids[stops:],
-    )

@@ -7,11 +7,15 @@ from typing import Final
 PROTOCOL_VERSION: Final = 1
 
 MAX_RECORD_BYTES: Final = 1 << 20
-"""Plaintext of one sealed record: one prefill chunk. 128 positions of hidden 4096 in bf16 fill it exactly; large
-enough to amortise the seal, small enough that a peer cannot make us buffer much per message."""
+"""Plaintext of one sealed record: one prefill chunk, e.g. 125 positions of hidden 4096 in bf16 and the frame's header;
+large enough to amortise the seal, small enough that a peer cannot make us buffer much per message."""
+
+MAX_REPLY_BYTES: Final = MAX_RECORD_BYTES - 64
+"""Payload of one result: what a record has room for beside the frame's header."""
 
 FRAME_ALIGN: Final = 64
-"""Frames are zero-padded to a multiple of this, so every token reply and every control frame has one size."""
+"""Frames are zero-padded to a multiple of this, so that every token reply and every fixed-size control frame has one
+size."""
 
 MAX_GRPC_MESSAGE_BYTES: Final = 2 << 20
 """gRPC's own limit on both ends: a record, its header and tag, with room for the protobuf envelope."""
@@ -30,6 +34,9 @@ MAX_PROBE_BYTES: Final = 256 << 10
 MAX_STOP_IDS: Final = 64
 MAX_ERROR_TEXT_BYTES: Final = 200
 MAX_MANIFEST_BYTES: Final = 4096
+MAX_VERSION_CHARS: Final = 64
+MAX_LAYERS: Final = (1 << 16) - 1
+"""What an open frame's 16-bit fields can name."""
 
 MAX_SESSIONS_PER_STREAM: Final = 64
 MAX_QUEUED_STEPS: Final = 64

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import TypeVar
 
 from splitglm_core.errors import ProtocolError
 from splitglm_core.plan import Codec, Precision
 from splitglm_core.ranges import LayerRange
-from splitglm_wire.limits import MAX_CONTEXT, MAX_MANIFEST_BYTES
+from splitglm_wire.limits import MAX_CONTEXT, MAX_LAYERS, MAX_MANIFEST_BYTES, MAX_VERSION_CHARS
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,20 +73,36 @@ class CloudManifest:
             raise ProtocolError("the cloud's manifest is too long")
         try:
             raw = json.loads(data)
-            start, stop = raw["layers"]
+            start, stop = (_of(int, bound) for bound in raw["layers"])
             manifest = cls(
-                version=str(raw["version"])[:64],
+                version=_of(str, raw["version"]),
                 fingerprint=bytes.fromhex(raw["fingerprint"]),
-                layers=LayerRange(int(start), int(stop)),
-                embedding=bool(raw["embedding"]),
-                head=bool(raw["head"]),
+                layers=LayerRange(start, stop),
+                embedding=_of(bool, raw["embedding"]),
+                head=_of(bool, raw["head"]),
                 precision=Precision(raw["precision"]),
-                codecs=tuple(Codec(c) for c in raw["codecs"]),
-                max_context=int(raw["max_context"]),
-                profile=str(raw["profile"]),
+                codecs=tuple(Codec(c) for c in _of(list, raw["codecs"])),
+                max_context=_of(int, raw["max_context"]),
+                profile=_of(str, raw["profile"]),
             )
         except Exception as error:  # any shape of malformed JSON is one and the same fault of the peer
             raise ProtocolError("the cloud's manifest is malformed", "update both sides to the same version") from error
-        if len(manifest.fingerprint) != 32 or not 0 < manifest.max_context <= MAX_CONTEXT or not manifest.codecs:
+        if not (
+            len(manifest.fingerprint) == 32
+            and 0 < manifest.max_context <= MAX_CONTEXT
+            and manifest.layers.stop <= MAX_LAYERS
+            and 0 < len(manifest.codecs) <= len(Codec)
+            # The version is shown to people: no control characters for their terminal.
+            and len(manifest.version) <= MAX_VERSION_CHARS
+            and manifest.version.isascii()
+            and manifest.version.isprintable()
+        ):
             raise ProtocolError("the cloud's manifest is out of bounds", "update both sides to the same version")
         return manifest
+
+
+def _of(kind: type[T], value: object) -> T:
+    """``value`` if it is exactly of this JSON type (a bool is no int here)."""
+    if type(value) is not kind:
+        raise TypeError
+    return value

@@ -1,0 +1,63 @@
+"""What a ``DeviceSession`` tells its caller."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from splitglm_wire.frames import Error
+
+
+@dataclass(frozen=True, slots=True)
+class TokenArrived:
+    ticket: int
+    index: int
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenArrived:
+    ticket: int
+    base: int  # position of the first row
+    rows: int
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """The step is confirmed. ``tokens`` counts what it generated; times are the cloud's own, in seconds."""
+
+    ticket: int
+    kv_length: int
+    tokens: int
+    queue_s: float
+    compute_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """The cloud accepted the (re-)open and holds what this side relies upon."""
+
+    have: int
+    replayed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """The cloud no longer holds the confirmed positions, or lost a reply that it had begun. Every step is void.
+
+    The first ``have`` positions are still good: ``open`` again with ``keep <= have`` and rebuild the rest, or begin a
+    new session.
+    """
+
+    have: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Step ``ticket`` and those behind it are void (``ticket`` is None: the session's open was refused)."""
+
+    ticket: int | None
+    error: Error
+
+
+Event = TokenArrived | HiddenArrived | StepDone | Attached | Gap | Refused
