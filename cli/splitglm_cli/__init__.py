@@ -1,0 +1,1 @@
+"""The ``splitglm`` command: one file per verb."""

@@ -1,0 +1,99 @@
+"""``splitglm plan``: what the policy would choose, and what each kind of plan should cost."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from splitglm_cli import options
+from splitglm_core.plan import Precision, Privacy
+
+if TYPE_CHECKING:
+    from splitglm_partitioner.policy import Choice, Decision
+
+
+def plan(
+    model: options.Model,
+    prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", min=1, help="Length of the prompt.")] = 256,
+    new_tokens: Annotated[int, typer.Option("--new-tokens", min=1, help="Length of the answer.")] = 128,
+    privacy: options.PrivacyOption = Privacy.NO_TEXT,
+    split: options.Split = None,
+    codec: options.CodecOption = None,
+    precision: options.PrecisionOption = Precision.INT8,
+    threads: options.Threads = 0,
+    deadline: options.Deadline = None,
+    chunk: options.Chunk = 128,
+    cloud: options.Cloud = None,
+    cloud_key: options.CloudKey = None,
+    trust_first_use: options.TrustFirstUse = False,
+    psk_file: options.PskFile = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Explain the plan for a request of this size without running it. With --cloud the link is measured."""
+    from splitglm_cli.opening import CloudOptions, open_agent
+    from splitglm_cli.split_option import SplitOption
+
+    cut = SplitOption.parse(split)
+    where = CloudOptions(address=cloud, key=cloud_key, trust_first_use=trust_first_use, psk_file=psk_file).resolve()
+    from splitglm_partitioner import explain
+    from splitglm_partitioner.request import Fixed, Request
+
+    with open_agent(model, where, precision=precision, threads=threads, quiet=quiet) as agent:
+        given: dict[str, Any] = {} if codec is None else {"codecs": (codec,)}
+        request = Request(
+            prompt_tokens=prompt_tokens,
+            expected_new_tokens=new_tokens,
+            privacy=privacy,
+            deadline_s=deadline,
+            chunk_tokens=chunk,
+            fixed=Fixed() if cut is None else cut.fixed(agent.checkpoint.config.shape.layers, privacy),
+            **given,
+        )
+        if where is not None and privacy is not Privacy.LOCAL:
+            agent.link()  # a cloud that was asked for and is not there is worth an error here, not a silent fallback
+        decision = agent.decide(request)
+    if as_json:
+        print(json.dumps(_as_json(decision)))
+        return
+    print(explain.in_words(decision))
+    print()
+    print(explain.table(decision))
+
+
+def _as_json(decision: Decision) -> dict[str, Any]:
+    situation = decision.situation
+    from splitglm_partitioner.typed_json import to_plain
+
+    return {
+        "chosen": _choice(decision.chosen),
+        "runners_up": [_choice(choice) for choice in decision.runners_up],
+        "excluded": [
+            {"arm": e.arm.value, "constraint": e.constraint.value, "detail": e.detail} for e in decision.excluded
+        ],
+        "why": decision.why,
+        "request": to_plain(situation.request),
+        "link": to_plain(situation.link),
+        "digest": decision.inputs_digest,
+    }
+
+
+def _choice(choice: Choice) -> dict[str, Any]:
+    from splitglm_partitioner.typed_json import to_plain
+
+    cost = choice.breakdown
+    return {
+        "plan": {"arm": choice.plan.arm.value, **to_plain(choice.plan)},
+        "value": choice.value,
+        "ttft_s": cost.ttft_s,
+        "per_token_s": cost.per_token_s,
+        "total_s": cost.total_s,
+        "prefill_s": cost.prefill._asdict(),
+        "step_s": cost.step._asdict(),
+        "uplink_bytes": cost.uplink_bytes,
+        "downlink_bytes": cost.downlink_bytes,
+        "device_memory_bytes": cost.device_memory_bytes,
+    }
