@@ -55,19 +55,28 @@ class SystemClock:
 class CloudServer:
     """A server from its settings. ``start``, then ``wait`` or ``stop``; everything on one event loop."""
 
-    def __init__(self, settings: CloudSettings, *, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        settings: CloudSettings,
+        *,
+        progress: Progress | None = None,
+        store: ModelStore | None = None,
+        admission: Admission | None = None,
+    ) -> None:
         """Load the model: slow, raises what loading raises, listens to nobody yet."""
         self.settings = settings
+        self._admission = admission or Admission(deadline_s=settings.handshake_deadline_s)
         self.metrics = Metrics()
         self.node_key = NodeKey.load_or_create(settings.key_file or default_key_file())
-        checkpoint = open_checkpoint(settings.model)
+        store = store or ModelStore()
+        checkpoint = open_checkpoint(settings.model, store)
         shape = checkpoint.config.shape
         layers = settings.layers or LayerRange(0, shape.layers)
         if layers.stop > shape.layers or not len(layers):
             raise InputError(f"layers {layers} are not in a model of {shape.layers} layers")
         # A cloud that can see text needs the embedding (ids come up) and the head (it samples).
         embedding, head = settings.text and layers.start == 0, settings.text and layers.stop == shape.layers
-        self.runner = _make_runner(settings, checkpoint, layers, embedding, head, progress)
+        self.runner = _make_runner(settings, checkpoint, layers, embedding, head, store, progress)
         codecs = tuple(Codec)
         profile = measure_cloud(self.runner, layers, embedding=embedding, head=head, codecs=codecs)
         self.manifest = CloudManifest(
@@ -116,7 +125,7 @@ class CloudServer:
             manifest=self.manifest,
             metrics=self.metrics,
             max_streams=self.settings.max_streams,
-            admission=Admission(deadline_s=self.settings.handshake_deadline_s),
+            admission=self._admission,
             handshake_deadline_s=self.settings.handshake_deadline_s,
         )
         split_pb2_grpc.add_SplitInferenceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
@@ -211,6 +220,7 @@ def _make_runner(
     layers: LayerRange,
     embedding: bool,
     head: bool,
+    store: ModelStore,
     progress: Progress | None,
 ) -> Runner:
     if settings.runner == "onnx":
@@ -220,7 +230,7 @@ def _make_runner(
             layers=layers,
             embedding=embedding,
             head=head,
-            store=ModelStore(),
+            store=store,
             options=RuntimeOptions(threads=settings.threads),
             progress=progress,
         )
