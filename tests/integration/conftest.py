@@ -20,7 +20,7 @@ from splitglm_glm.runtime import RuntimeOptions
 from splitglm_glm.store import ModelStore
 
 sys.path.insert(0, str(Path(__file__).parent))
-from reference import Reference  # noqa: E402
+from reference import Reference
 
 
 @dataclass(frozen=True)
