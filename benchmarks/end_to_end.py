@@ -14,13 +14,20 @@ from collections import defaultdict
 from itertools import product
 
 import numpy as np
-from processes import cloud_process, link_process
-from report import environment, spread, table, write
+from link_process import link_process
+from report import markdown_table, spread, write_report
 
+from splitglm_cli.cloud_process import CloudProcess
 from splitglm_core.plan import Arm, Codec, HeadSide, Precision, Privacy, SplitPlan
+from splitglm_core.ranges import LayerRange
 from splitglm_core.sampling import SamplingParams
 from splitglm_edge import Agent, CloudAddress, Stats
+from splitglm_edge.link import CloudLink
 from splitglm_edge.remote import RemoteSession
+from splitglm_edge.timeouts import Timeouts
+from splitglm_glm.opening import open_stack
+from splitglm_glm.runtime import RuntimeOptions
+from splitglm_glm.stack import LayerStack
 from splitglm_partitioner.request import Fixed
 from splitglm_wire import codec
 from splitglm_wire.device import StepDone
@@ -54,7 +61,7 @@ def run_once(agent: Agent, fixed: Fixed, kind: Codec, tokens: int) -> Stats:
 def sweep(args: argparse.Namespace) -> str:
     """The first table: every plan over every link."""
     rows: list[list[str]] = []
-    with cloud_process(args.model, precision=args.precision, threads=1) as cloud:
+    with CloudProcess(args.model, arguments=("--precision", args.precision, "--threads", "1")) as cloud:
         for rtt_ms, mbit in product(args.rtt_ms, args.mbit):
             with (
                 link_process(cloud.address, rtt_ms=rtt_ms, mbit=mbit) as address,
@@ -70,7 +77,7 @@ def sweep(args: argparse.Namespace) -> str:
                 for name, _, _ in listed:
                     rows.append(row(rtt_ms, mbit, name, measured[name]))
     header = ["RTT ms", "Mbit/s", "plan", "TTFT ms", "tok/s", "bytes/token up", "down", "TTFT / predicted"]
-    return table(header, rows)
+    return markdown_table(header, rows)
 
 
 def row(rtt_ms: float, mbit: float, name: str, runs: list[Stats]) -> list[str]:
@@ -81,18 +88,17 @@ def row(rtt_ms: float, mbit: float, name: str, runs: list[Stats]) -> list[str]:
         f"{rtt_ms:g}",
         f"{mbit:g}",
         name,
-        spread([run.ttft_s for run in runs], 1e3, 0),
+        spread([1e3 * run.ttft_s for run in runs], 0),
         spread([run.tokens_per_s for run in runs]),
         f"{last.bytes_up / positions:.0f}",
         f"{last.bytes_down / positions:.0f}",
-        spread(ratios, digits=2),
+        spread(ratios, 2),
     ]
 
 
-def sequential_prefill_s(agent: Agent, ids: list[int], plan: SplitPlan) -> float:
+def sequential_prefill_s(front: LayerStack, link: CloudLink, ids: list[int], plan: SplitPlan) -> float:
     """The baseline of S5: the whole front first, then everything is sent, then the cloud answers."""
-    front = agent._stack
-    remote = RemoteSession(agent._cloud.link)  # type: ignore[union-attr]  # this benchmark always has a cloud
+    remote = RemoteSession(lambda: link, Timeouts())
     cache = front.new_cache(plan.front, len(ids) + 1)
     started_s = time.perf_counter()
     hidden = front.forward(front.embed(np.array(ids, np.int64)), cache, plan.front)
@@ -124,10 +130,22 @@ def prefill(args: argparse.Namespace) -> str:
     """The second table: S5."""
     rows: list[list[str]] = []
     with (
-        cloud_process(args.model, precision=args.precision, threads=1) as cloud,
+        CloudProcess(args.model, arguments=("--precision", args.precision, "--threads", "1")) as cloud,
         link_process(cloud.address, rtt_ms=40, mbit=10) as address,
         open_agent(args, address, cloud.key) as agent,
     ):
+        whole = LayerRange(0, agent.profile.layers)
+        front = open_stack(
+            agent.checkpoint,
+            Precision(args.precision),
+            layers=whole,
+            embedding=True,
+            head=False,
+            options=RuntimeOptions(threads=1),
+        )
+        where = CloudAddress(address=address, key=cloud.key)
+        link = CloudLink.connect(address, fingerprint=agent.checkpoint.fingerprint, trust=where.trust())
+        link.ping()
         layers = agent.profile.layers
         rng = np.random.default_rng(0)
         ids = rng.integers(100, agent.checkpoint.config.shape.vocab - 100, args.prompt).tolist()
@@ -136,7 +154,7 @@ def prefill(args: argparse.Namespace) -> str:
         base: list[float] = []
         for repetition in range(args.repetitions + 1):
             plan = SplitPlan(layers=layers, s=layers // 2, t=layers, head=HeadSide.CLOUD, codec=Codec.BF16)
-            seconds = sequential_prefill_s(agent, ids, plan)
+            seconds = sequential_prefill_s(front, link, ids, plan)
             if repetition:
                 base.append(seconds)
             for kind, chunk in variants:
@@ -151,12 +169,15 @@ def prefill(args: argparse.Namespace) -> str:
                 reply.result()
                 if repetition and reply.stats is not None:
                     measured[kind, chunk].append(reply.stats.ttft_s)
+        link.close()
         middle = sorted(base)[len(base) // 2]
-        rows.append(["bf16", "whole front, then send", spread(base, 1e3, 0), "1.00"])
+        rows.append(["bf16", "whole front, then send", spread([1e3 * value for value in base], 0), "1.00"])
         for (kind, chunk), values in measured.items():
             ratio = [value / middle for value in values]
-            rows.append([kind.value, f"chunks of {chunk}", spread(values, 1e3, 0), spread(ratio, digits=2)])
-    return table(["codec", "prefill", "TTFT ms", "over the baseline"], rows)
+            rows.append(
+                [kind.value, f"chunks of {chunk}", spread([1e3 * value for value in values], 0), spread(ratio, 2)]
+            )
+    return markdown_table(["codec", "prefill", "TTFT ms", "over the baseline"], rows)
 
 
 def open_agent(args: argparse.Namespace, address: str, key: str) -> Agent:
@@ -177,18 +198,16 @@ def main() -> None:
     args = parser.parse_args()
     if args.smoke:
         args.rtt_ms, args.mbit, args.tokens, args.prompt, args.repetitions = [20], [10], 4, 200, 1
-    lines = environment("grpcio", "cryptography")
-    body = "\n\n".join(
-        [
-            f"Model {args.model}, {args.precision} on both sides, {args.tokens} new tokens, greedy; "
-            "device, link and cloud are three processes, one compute thread each side. Median (range).",
-            "## Every plan over every link",
-            sweep(args),
-            f"## S5: prefill of {args.prompt} tokens, split at half the layers, RTT 40 ms, 10 Mbit/s each way",
-            prefill(args),
-        ]
-    )
-    write("end_to_end", "End to end: plans and links", lines, body, save=not args.smoke)
+    sections = [
+        f"Model {args.model}, {args.precision} on both sides, {args.tokens} new tokens, greedy; "
+        "device, link and cloud are three processes, one compute thread each side. Median (range).",
+        "## Every plan over every link",
+        sweep(args),
+        f"## S5: prefill of {args.prompt} tokens, split at half the layers, RTT 40 ms, 10 Mbit/s each way",
+        prefill(args),
+    ]
+    packages = ("splitglm", "numpy", "onnxruntime", "grpcio", "cryptography")
+    write_report("end_to_end", "End to end: plans and links", sections, packages=packages, write=not args.smoke)
 
 
 if __name__ == "__main__":

@@ -15,15 +15,16 @@ import time
 from pathlib import Path
 
 import numpy as np
-from processes import cloud_process
 from random_model import SHAPES, ensure_checkpoint
-from report import environment, table, write
+from report import markdown_table, write_report
 
+from splitglm_cli.cloud_process import CloudProcess
 from splitglm_core.plan import Codec, HeadSide, SplitPlan
 from splitglm_core.sampling import SamplingParams
 from splitglm_edge.connection import CloudAddress
 from splitglm_edge.link import CloudLink
 from splitglm_edge.remote import RemoteSession
+from splitglm_edge.timeouts import Timeouts
 from splitglm_glm.checkpoint import Checkpoint
 from splitglm_wire import codec
 from splitglm_wire.device import StepDone
@@ -49,7 +50,7 @@ def session_load(
     out: list[tuple[float, float]],
 ) -> None:
     """Steps of one session at their intended times; appends (overhead, lag of the generator)."""
-    remote = RemoteSession(lambda: link)
+    remote = RemoteSession(lambda: link, Timeouts())
     remote.begin(plan=plan, sampling=SamplingParams(), context=4096, keep=0, stop_ids=(), generated=(), deadline_s=None)
     row = np.random.default_rng(1).standard_normal((1, hidden), np.float32)
     one_step(remote, row, plan)
@@ -98,25 +99,24 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="two seconds, no result file")
     args = parser.parse_args()
     seconds = 2.0 if args.smoke else args.seconds
-    lines = environment("grpcio", "cryptography")
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = ensure_checkpoint(Path(scratch) / "tiny", SHAPES["tiny"])
-        with cloud_process(str(checkpoint.directory), precision="int8", threads=1) as cloud:
+        with CloudProcess(str(checkpoint.directory), arguments=("--precision", "int8", "--threads", "1")) as cloud:
             where = CloudAddress(address=cloud.address, key=cloud.key)
             link = CloudLink.connect(where.address, fingerprint=checkpoint.fingerprint, trust=where.trust())
             link.ping()
             for sessions, rate in ((1, 50.0), (32, 50.0), (32, 160.0), (32, 320.0)):
                 rows.append(measure(link, checkpoint, sessions, rate, seconds))
             link.close()
-    body = "\n\n".join(
-        [
-            "Device and cloud are two processes on this machine; one stream; hidden 128, bf16; steps per second are "
-            "over all sessions. The generator's own lateness is in the figures and listed beside them.",
-            table(["sessions", "steps/s", "p50 ms", "p90 ms", "p99 ms", "generator lag p99 ms"], rows),
-        ]
-    )
-    write("overhead", "S10: what a step costs besides the model", lines, body, save=not args.smoke)
+    sections = [
+        "Device and cloud are two processes on this machine; one stream; hidden 128, bf16; steps per second are over "
+        "all sessions. The generator's own lateness is in the figures and listed beside them.",
+        markdown_table(["sessions", "steps/s", "p50 ms", "p90 ms", "p99 ms", "generator lag p99 ms"], rows),
+    ]
+    packages = ("splitglm", "numpy", "onnxruntime", "grpcio", "cryptography")
+    title = "S10: what a step costs besides the model"
+    write_report("overhead", title, sections, packages=packages, write=not args.smoke)
 
 
 if __name__ == "__main__":
