@@ -1,0 +1,409 @@
+"""The engine computes what the layers compute, for everybody at once; what goes wrong stays with whom it concerns."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+
+from splitglm_cloud.engine import Engine, Failure
+from splitglm_cloud.kv_cache import PAGE_POSITIONS, KvLedger
+from splitglm_cloud.runner import Runner
+from splitglm_cloud.runner_onnx import OnnxRunner
+from splitglm_cloud.runner_torch import TorchRunner
+from splitglm_cloud.scheduler import Scheduler
+from splitglm_core.plan import Codec, HeadSide, SplitPlan
+from splitglm_core.ranges import LayerRange
+from splitglm_core.sampling import SamplingParams
+from splitglm_glm.checkpoint import Checkpoint
+from splitglm_glm.sampling import Sampler
+from splitglm_glm.stack import LayerStack
+from splitglm_wire import codec
+from splitglm_wire.cloud import Configure, Output
+from splitglm_wire.frames import ErrorCode, Reply, Rows, Step
+
+LAYERS, CONTEXT = 4, 256
+SAMPLED = SamplingParams(temperature=0.8, top_p=0.95, seed=3, presence_penalty=0.4)
+CLOUD = SplitPlan.cloud_only(LAYERS)
+SPLIT = SplitPlan(layers=LAYERS, s=1, t=LAYERS, head=HeadSide.CLOUD, codec=Codec.FP32)
+USHAPE = SplitPlan(layers=LAYERS, s=1, t=3, head=HeadSide.DEVICE, codec=Codec.FP32)
+PROMPT = [int(i) for i in np.random.default_rng(0).integers(0, 256, 21)]
+
+
+class HandClock:
+    def __init__(self) -> None:
+        self.time_s = 100.0
+
+    def now_s(self) -> float:
+        return self.time_s
+
+
+@dataclass
+class Bench:
+    """An engine with its surroundings; ``results`` collects what each session was told."""
+
+    runner: Runner
+    budget_bytes: int = 1 << 30
+    clock: HandClock = field(default_factory=HandClock)
+    results: dict[int, list[Output | Failure]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        one = self.runner.shape.kv_bytes_per_token(layers=1)
+        self.ledger = KvLedger(budget_bytes=self.budget_bytes, position_layer_bytes=one)
+        self.engine = Engine(self.runner, Scheduler(), self.ledger, self.clock, self._emit)
+
+    def _emit(self, session: int, outcome: Output | Failure) -> None:
+        self.results.setdefault(session, []).append(outcome)
+
+    def configure(self, session: int, plan: SplitPlan, sampling: SamplingParams = SAMPLED, **other: Any) -> None:
+        values = {"generated": (), "stop_ids": (), "context": CONTEXT, "keep": 0, "deadline_ms": 0} | other
+        self.engine.configure(session, Configure(plan=plan, sampling=sampling, **values))
+
+    def run(self) -> None:
+        while self.engine.turn():
+            pass
+
+    def last(self, session: int) -> Output | Failure:
+        return self.results[session][-1]
+
+    def tokens(self, session: int) -> list[int]:
+        outputs = [o for o in self.results.get(session, []) if isinstance(o, Output)]
+        return [struct.unpack("<I", o.payload)[0] for o in outputs if o.rows and len(o.payload) == 4]
+
+
+@pytest.fixture(scope="session")
+def onnx(stack: LayerStack) -> Runner:
+    return OnnxRunner(stack, LayerRange(0, LAYERS), embedding=True, head=True)
+
+
+@pytest.fixture(scope="session")
+def torch_runner(checkpoint: Checkpoint) -> Runner:
+    return TorchRunner(checkpoint, LayerRange(0, LAYERS), embedding=True, head=True, dtype="float32", threads=1)
+
+
+@pytest.fixture(params=["onnx", "torch"])
+def bench(request: pytest.FixtureRequest, onnx: Runner, torch_runner: Runner) -> Bench:
+    return Bench(onnx if request.param == "onnx" else torch_runner)
+
+
+@pytest.fixture
+def onnx_bench(onnx: Runner) -> Bench:
+    return Bench(onnx)
+
+
+def ids_step(ids: list[int], *, seq: int = 1, base: int = 0, generate: int = 8, reply: Reply = Reply.TOKEN) -> Step:
+    payload = np.array(ids, "<u4").tobytes()
+    return Step(
+        handle=1, fence=1, seq=seq, base=base, rows_kind=Rows.IDS, rows=len(ids), reply=reply,
+        generate=generate if reply is Reply.TOKEN else 0, payload=payload,
+    )  # fmt: skip
+
+
+def hidden_step(hidden: np.ndarray, *, reply: Reply, seq: int = 1, base: int = 0) -> Step:
+    return Step(
+        handle=1, fence=1, seq=seq, base=base, rows_kind=Rows.HIDDEN, rows=len(hidden), reply=reply,
+        generate=1 if reply is Reply.TOKEN else 0, payload=codec.encode(hidden, Codec.FP32, base=base),
+    )  # fmt: skip
+
+
+def expected_tokens(runner: Runner, ids: list[int], count: int, sampling: SamplingParams = SAMPLED) -> list[int]:
+    everything = LayerRange(0, LAYERS)
+    cache, sampler, out = runner.new_cache(everything, CONTEXT), Sampler(sampling), []
+    while len(out) < count:
+        hidden = runner.forward(runner.embed(np.array(ids, np.int64)), cache, everything)
+        ids = [sampler.pick(runner.logits(hidden[-1:])[0], cache.length)]
+        sampler.commit(ids[0])
+        out += ids
+    return out
+
+
+def front(runner: Runner, ids: list[int], layers: LayerRange = LayerRange(0, 1)) -> np.ndarray:
+    return runner.forward(runner.embed(np.array(ids, np.int64)), runner.new_cache(layers, CONTEXT), layers)
+
+
+@pytest.mark.parametrize("sampling", [SamplingParams(), SAMPLED], ids=["greedy", "sampled"])
+def test_the_cloud_arm_generates_what_the_layers_say(bench: Bench, sampling: SamplingParams) -> None:
+    bench.configure(1, CLOUD, sampling)
+    bench.engine.submit(1, ids_step(PROMPT, generate=10))
+    bench.run()
+    assert bench.tokens(1) == expected_tokens(bench.runner, PROMPT, 10, sampling)
+    assert [o.last for o in bench.results[1] if isinstance(o, Output)] == [False] * 9 + [True]
+
+
+def test_the_split_arm_samples_after_the_last_row(bench: Bench) -> None:
+    bench.configure(1, SPLIT)
+    hidden = front(bench.runner, PROMPT)
+    bench.engine.submit(1, hidden_step(hidden[:16], reply=Reply.ACK))
+    bench.run()
+    bench.engine.submit(1, hidden_step(hidden[16:], reply=Reply.TOKEN, seq=2, base=16))
+    bench.run()
+    assert bench.results[1][0] == Output(1, 0, b"", True, *_times(bench.results[1][0]))
+    assert bench.tokens(1) == expected_tokens(bench.runner, PROMPT, 1)
+
+
+@pytest.mark.parametrize("reply", [Reply.ALL_HIDDEN, Reply.LAST_HIDDEN])
+def test_the_u_shape_returns_hidden_states(bench: Bench, reply: Reply) -> None:
+    bench.configure(1, USHAPE)
+    hidden = front(bench.runner, PROMPT)
+    bench.engine.submit(1, hidden_step(hidden, reply=reply))
+    bench.run()
+    output = bench.last(1)
+    assert isinstance(output, Output) and output.last
+    expected = bench.runner.forward(hidden, bench.runner.new_cache(LayerRange(1, 3), CONTEXT), LayerRange(1, 3))
+    wanted = expected if reply is Reply.ALL_HIDDEN else expected[-1:]
+    got = np.frombuffer(output.payload, "<f4").reshape(output.rows, -1)
+    np.testing.assert_array_equal(got, wanted)
+
+
+def test_neighbours_in_every_arm_change_nothing(bench: Bench) -> None:
+    """R2: the same tokens whatever else runs."""
+    prompts = {session: [*PROMPT, session] for session in range(6)}
+    for session, ids in prompts.items():
+        bench.configure(session, CLOUD)
+        bench.engine.submit(session, ids_step(ids, generate=6))
+    bench.configure(10, USHAPE)
+    bench.engine.submit(10, hidden_step(front(bench.runner, PROMPT), reply=Reply.ALL_HIDDEN))
+    bench.run()
+    for session, ids in prompts.items():
+        assert bench.tokens(session) == expected_tokens(bench.runner, ids, 6)
+
+
+def test_generation_stops_at_a_stop_token(onnx_bench: Bench) -> None:
+    expected = expected_tokens(onnx_bench.runner, PROMPT, 10)
+    stop = expected[3]
+    onnx_bench.configure(1, CLOUD, stop_ids=(stop,))
+    onnx_bench.engine.submit(1, ids_step(PROMPT, generate=10))
+    onnx_bench.run()
+    assert onnx_bench.tokens(1) == expected[: expected.index(stop) + 1]
+
+
+def _times(output: Output | Failure) -> tuple[int, int]:
+    assert isinstance(output, Output)
+    return output.queue_us, output.compute_us
+
+
+def _nan(width: int) -> Step:
+    bad = np.full((2, width), np.nan, np.float32)
+    return Step(
+        handle=1, fence=1, seq=1, base=0, rows_kind=Rows.HIDDEN, rows=2, reply=Reply.TOKEN, generate=1,
+        payload=bad.tobytes(),
+    )  # fmt: skip
+
+
+def _poisoned(width: int) -> dict[str, tuple[SplitPlan, Step, ErrorCode]]:
+    huge = np.full((1, width), 1e30, np.float32)
+    short = np.zeros((1, width - 1), np.float32)
+    base = {
+        "handle": 1,
+        "fence": 1,
+        "seq": 1,
+        "base": 0,
+        "rows_kind": Rows.HIDDEN,
+        "rows": 1,
+        "reply": Reply.TOKEN,
+        "generate": 1,
+    }
+    return {
+        "nan": (SPLIT, _nan(width), ErrorCode.BAD_TENSOR),
+        "huge": (SPLIT, Step(**base, payload=huge.tobytes()), ErrorCode.BAD_TENSOR),
+        "wrong size": (SPLIT, Step(**base, payload=short.tobytes()), ErrorCode.BAD_TENSOR),
+        "id out of range": (CLOUD, ids_step([1, 2**32 - 1]), ErrorCode.BAD_TENSOR),
+        "beyond the context": (CLOUD, ids_step([1] * (CONTEXT + 1)), ErrorCode.BAD_REQUEST),
+    }
+
+
+@pytest.mark.parametrize("poison", _poisoned(64))
+def test_a_poisoned_step_fails_alone_and_the_session_goes_on(bench: Bench, poison: str) -> None:
+    plan, bad, code = _poisoned(bench.runner.shape.hidden)[poison]
+    bench.configure(1, CLOUD)
+    bench.configure(2, plan)
+    bench.engine.submit(1, ids_step(PROMPT, generate=6))
+    bench.engine.submit(2, bad)
+    bench.run()
+    assert bench.results[2] == [Failure(1, code, bench.results[2][0].text)]  # type: ignore[union-attr]
+    assert bench.tokens(1) == expected_tokens(bench.runner, PROMPT, 6)
+    bench.engine.cut(2, 0)  # what the session machine orders after a failure
+    good = (
+        ids_step(PROMPT, generate=1) if plan is CLOUD else hidden_step(front(bench.runner, PROMPT), reply=Reply.TOKEN)
+    )
+    bench.engine.submit(2, good)
+    bench.run()
+    assert bench.tokens(2) == expected_tokens(bench.runner, PROMPT, 1)
+
+
+class Faulty:
+    """A runner whose next passes go wrong."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self.fault: Exception | float | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runner, name)
+
+    def forward(self, hidden: Any, cache: Any, layers: LayerRange) -> Any:
+        out = self._runner.forward(hidden, cache, layers)
+        if isinstance(self.fault, Exception):
+            raise self.fault
+        if self.fault is not None:
+            out[:] = self.fault
+        return out
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [(RuntimeError("secret content"), ErrorCode.INTERNAL), (MemoryError(), ErrorCode.INTERNAL),
+     (float("nan"), ErrorCode.BAD_TENSOR), (float("inf"), ErrorCode.BAD_TENSOR)],
+)  # fmt: skip
+def test_a_pass_that_goes_wrong_is_told_without_content_and_leaves_no_trace(
+    onnx: Runner, fault: Exception | float, code: ErrorCode, caplog: pytest.LogCaptureFixture
+) -> None:
+    faulty = Faulty(onnx)
+    bench = Bench(faulty)  # type: ignore[arg-type]
+    bench.configure(1, CLOUD)
+    faulty.fault = fault
+    bench.engine.submit(1, ids_step(PROMPT, generate=3))
+    bench.run()
+    failure = bench.last(1)
+    assert isinstance(failure, Failure) and failure.code is code
+    assert "secret" not in failure.text + caplog.text
+    faulty.fault = None
+    bench.engine.cut(1, 0)
+    bench.configure(1, CLOUD)
+    bench.engine.submit(1, ids_step(PROMPT, generate=3))
+    bench.run()
+    assert bench.tokens(1) == expected_tokens(onnx, PROMPT, 3)
+
+
+def test_abort_ends_generation_after_the_present_token(onnx_bench: Bench) -> None:
+    bench = onnx_bench
+    bench.configure(1, CLOUD)
+    bench.engine.submit(1, ids_step(PROMPT, generate=200))
+    for _ in range(3):
+        bench.engine.turn()
+    bench.engine.abort(1, seq=9)  # another step's number changes nothing
+    bench.engine.turn()
+    bench.engine.abort(1, seq=1)
+    bench.run()
+    assert bench.tokens(1) == expected_tokens(bench.runner, PROMPT, 5)
+    assert isinstance(bench.last(1), Output) and bench.last(1).last  # type: ignore[union-attr]
+
+
+def test_keep_and_cut_forget_positions_and_their_pages(onnx_bench: Bench) -> None:
+    bench = onnx_bench
+    bench.configure(1, CLOUD)
+    bench.engine.submit(1, ids_step([1] * 150, reply=Reply.ACK))
+    bench.run()
+    page = PAGE_POSITIONS * LAYERS * bench.runner.shape.kv_bytes_per_token(layers=1)
+    assert bench.ledger.used_bytes == 3 * page
+    bench.engine.cut(1, len(PROMPT))
+    assert bench.ledger.used_bytes == page
+    bench.configure(1, CLOUD, keep=0)
+    assert bench.ledger.used_bytes == 0
+    bench.engine.submit(1, ids_step(PROMPT, generate=4, seq=2))
+    bench.run()
+    assert bench.tokens(1) == expected_tokens(bench.runner, PROMPT, 4)
+
+
+@pytest.mark.parametrize("moment", ["waiting", "generating", "idle"])
+def test_drop_frees_everything_at_any_moment(onnx_bench: Bench, moment: str) -> None:
+    bench = onnx_bench
+    bench.configure(1, CLOUD)
+    bench.configure(2, CLOUD)
+    bench.engine.submit(1, ids_step(PROMPT, generate=1 if moment == "idle" else 50))
+    if moment != "waiting":
+        bench.engine.turn()
+    bench.engine.drop(1)
+    told = len(bench.results.get(1, []))
+    bench.engine.submit(2, ids_step(PROMPT, generate=3))
+    bench.run()
+    assert len(bench.results.get(1, [])) == told  # a dropped session is told nothing more
+    assert bench.tokens(2) == expected_tokens(bench.runner, PROMPT, 3)
+    assert bench.engine.sessions == 1 and bench.engine.waiting == 0
+    bench.engine.drop(2)
+    bench.engine.drop(2)
+    assert bench.engine.sessions == 0 and bench.ledger.used_bytes == 0
+
+
+def test_closing_frees_every_session(onnx_bench: Bench) -> None:
+    for session in range(3):
+        onnx_bench.configure(session, CLOUD)
+        onnx_bench.engine.submit(session, ids_step(PROMPT))
+    onnx_bench.engine.turn()
+    onnx_bench.engine.close()
+    assert onnx_bench.engine.sessions == onnx_bench.engine.waiting == onnx_bench.ledger.used_bytes == 0
+    assert onnx_bench.engine.turn() is False
+
+
+def test_another_cut_gets_other_caches(onnx_bench: Bench) -> None:
+    bench = onnx_bench
+    bench.configure(1, CLOUD)
+    bench.engine.submit(1, ids_step(PROMPT, reply=Reply.ACK))
+    bench.run()
+    bench.configure(1, SPLIT)
+    assert bench.ledger.used_bytes == 0
+    bench.engine.submit(1, hidden_step(front(bench.runner, PROMPT), reply=Reply.TOKEN, seq=2))
+    bench.run()
+    assert bench.tokens(1) == expected_tokens(bench.runner, PROMPT, 1)
+
+
+def test_a_step_after_its_deadline_is_not_computed(onnx_bench: Bench) -> None:
+    bench = onnx_bench
+    bench.configure(1, CLOUD, deadline_ms=500)
+    bench.engine.submit(1, ids_step(PROMPT, generate=50))
+    bench.engine.turn()
+    bench.clock.time_s += 0.6
+    bench.run()
+    failure = bench.last(1)
+    assert isinstance(failure, Failure) and failure.code is ErrorCode.DEADLINE
+    assert len(bench.tokens(1)) == 1
+
+
+def test_a_full_ledger_refuses_with_overloaded_and_serves_again_when_there_is_room(onnx: Runner) -> None:
+    page = PAGE_POSITIONS * LAYERS * onnx.shape.kv_bytes_per_token(layers=1)
+    bench = Bench(onnx, budget_bytes=2 * page)
+    bench.configure(1, CLOUD)
+    bench.configure(2, CLOUD)
+    bench.engine.submit(1, ids_step([1] * 100, reply=Reply.ACK))
+    bench.engine.submit(2, ids_step(PROMPT, generate=2))
+    bench.run()
+    failure = bench.last(2)
+    assert isinstance(failure, Failure) and failure.code is ErrorCode.OVERLOADED
+    bench.engine.drop(1)
+    bench.engine.submit(2, ids_step(PROMPT, generate=2))
+    bench.run()
+    assert bench.tokens(2) == expected_tokens(onnx, PROMPT, 2)
+
+
+def test_a_reply_that_outgrows_the_ledger_ends_with_overloaded(onnx: Runner) -> None:
+    page = PAGE_POSITIONS * LAYERS * onnx.shape.kv_bytes_per_token(layers=1)
+    bench = Bench(onnx, budget_bytes=page)
+    bench.configure(1, CLOUD)
+    bench.engine.submit(1, ids_step(PROMPT, generate=200))
+    bench.run()
+    failure = bench.last(1)
+    assert isinstance(failure, Failure) and failure.code is ErrorCode.OVERLOADED
+    assert len(bench.tokens(1)) == PAGE_POSITIONS - len(PROMPT) + 1
+
+
+@pytest.mark.parametrize("session", [1, 2])
+def test_a_step_that_cannot_be_taken_is_answered(onnx_bench: Bench, session: int) -> None:
+    """Unknown session, and a second step while one runs: the session machine never does it, the engine survives it."""
+    onnx_bench.configure(1, CLOUD)
+    onnx_bench.engine.submit(1, ids_step(PROMPT, generate=3))
+    onnx_bench.engine.submit(session, ids_step(PROMPT, seq=2))
+    failure = onnx_bench.last(session)
+    assert isinstance(failure, Failure) and failure.code is ErrorCode.INTERNAL
+    onnx_bench.run()
+    assert onnx_bench.tokens(1) == expected_tokens(onnx_bench.runner, PROMPT, 3)
+
+
+def test_times_are_told_once(onnx_bench: Bench) -> None:
+    onnx_bench.configure(1, CLOUD)
+    onnx_bench.engine.submit(1, ids_step(PROMPT, generate=4))
+    onnx_bench.clock.time_s += 0.25
+    onnx_bench.run()
+    assert [_times(output)[0] for output in onnx_bench.results[1]] == [250_000, 0, 0, 0]
