@@ -8,7 +8,6 @@ cryptography. Every failure below the session protocol looks the same from outsi
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
@@ -129,28 +128,31 @@ class SplitService(split_pb2_grpc.SplitInferenceServicer):
         writer = asyncio.create_task(stream.write_all(context.write, self._metrics))
         reader = asyncio.create_task(self._read(stream, first, aiter(request_iterator)))
         overflow = asyncio.create_task(stream.overflow.wait())
+        status: tuple[grpc.StatusCode, str] | None = None
         try:
             await asyncio.wait({reader, writer, overflow}, return_when=asyncio.FIRST_COMPLETED)
+            failure = next((task.exception() for task in (reader, writer) if task.done() and task.exception()), None)
             if overflow.done():
                 log.warning("stream closed", extra={"stream": stream.log_id, "reason": "the device does not read"})
-                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "replies are not read")
-            failure = reader.exception() if reader.done() and not reader.cancelled() else None
-            if isinstance(failure, (SecurityError, ProtocolError)):
+                status = grpc.StatusCode.RESOURCE_EXHAUSTED, "replies are not read"
+            elif isinstance(failure, (SecurityError, ProtocolError)):
                 log.warning("stream closed", extra={"stream": stream.log_id, "reason": type(failure).__name__})
-                await context.abort(grpc.StatusCode.ABORTED, PUBLIC_ERROR)
+                status = grpc.StatusCode.ABORTED, PUBLIC_ERROR
             elif failure is not None:
                 log.error("stream failed", extra={"stream": stream.log_id, "reason": type(failure).__name__})
-                await context.abort(grpc.StatusCode.INTERNAL, "internal error")
-            stream.finish()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(GOODBYE_DEADLINE_S):
-                    await writer
+                status = grpc.StatusCode.INTERNAL, "internal error"
+            else:
+                stream.finish()
+                await asyncio.wait({writer}, timeout=GOODBYE_DEADLINE_S)
         finally:
             for task in (reader, writer, overflow):
                 task.cancel()
             await asyncio.gather(reader, writer, overflow, return_exceptions=True)
             self._table.detach(stream, time.monotonic())
             stream.channel.discard()
+        if status is not None:
+            # Last, for a device that does not read holds this up too, and with it nothing but the call itself.
+            await context.abort(*status)
 
     async def _handshake(
         self, requests: AsyncIterator[split_pb2.Sealed], context: grpc.aio.ServicerContext

@@ -1,0 +1,338 @@
+"""The table of sessions: who owns what, who gives way, what is refused; with a fake executor and fake streams."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from splitglm_cloud.engine import Failure
+from splitglm_cloud.metrics import Metrics
+from splitglm_cloud.sessions import SessionTable
+from splitglm_core.plan import Codec, HeadSide, Precision, SplitPlan
+from splitglm_core.ranges import LayerRange
+from splitglm_core.sampling import SamplingParams
+from splitglm_core.shapes import ModelShape
+from splitglm_wire.cloud import Output
+from splitglm_wire.frames import (
+    Cancel,
+    Close,
+    Draining,
+    Ended,
+    Error,
+    ErrorCode,
+    Frame,
+    Open,
+    Opened,
+    Ping,
+    Pong,
+    Reply,
+    Result,
+    Rows,
+    Step,
+    Truncate,
+)
+from splitglm_wire.limits import MAX_SESSIONS_PER_STREAM
+from splitglm_wire.manifest import CloudManifest
+
+SHAPE = ModelShape(
+    layers=4, hidden=8, intermediate=16, heads=2, kv_heads=1, head_dim=4, vocab=100, max_positions=512, tied_head=False
+)
+PLAN = SplitPlan.cloud_only(4)
+USHAPE = SplitPlan(layers=4, s=1, t=3, head=HeadSide.DEVICE, codec=Codec.FP32)
+
+
+@dataclass
+class FakeExecutor:
+    """Writes down what it is told."""
+
+    calls: list[tuple[Any, ...]] = field(default_factory=list)
+    waiting: int = 0
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("configure", "submit", "abort", "cut", "drop"):
+            raise AttributeError(name)
+        return lambda *values: self.calls.append((name, *values))
+
+    def names(self, session: int) -> list[str]:
+        return [call[0] for call in self.calls if call[1] == session]
+
+
+@dataclass(eq=False)
+class FakeStream:
+    frames: list[Frame] = field(default_factory=list)
+
+    def send(self, frame: Frame) -> None:
+        self.frames.append(frame)
+
+    def codes(self) -> list[ErrorCode]:
+        return [frame.code for frame in self.frames if isinstance(frame, Error)]
+
+    def results(self) -> list[Result]:
+        return [frame for frame in self.frames if isinstance(frame, Result)]
+
+
+class World:
+    def __init__(self, *, max_sessions: int = 4, ttl_s: float = 60.0, **manifest: Any) -> None:
+        offer = {
+            "version": "1", "fingerprint": bytes(32), "layers": LayerRange(0, 4), "embedding": True, "head": True,
+            "precision": Precision.FP32, "codecs": (Codec.FP32, Codec.BF16), "max_context": 256, "profile": "{}",
+        } | manifest  # fmt: skip
+        self.executor = FakeExecutor()
+        self.metrics = Metrics()
+        self.table = SessionTable(
+            manifest=CloudManifest(**offer), shape=SHAPE, executor=self.executor,  # type: ignore[arg-type]
+            metrics=self.metrics, max_sessions=max_sessions, session_ttl_s=ttl_s,
+        )  # fmt: skip
+
+    def stream(self) -> FakeStream:
+        stream = FakeStream()
+        self.table.attach(stream)
+        return stream
+
+    def metric(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(f"splitglm_{name}", labels) or 0.0
+
+
+def open_frame(name: int, *, handle: int = 1, fence: int = 1, plan: SplitPlan = PLAN, context: int = 128) -> Open:
+    return Open(
+        handle=handle, session_id=bytes([name] * 16), fence=fence, request=1, plan=plan, context=context, keep=0,
+        sampling=SamplingParams(),
+    )  # fmt: skip
+
+
+def step_frame(*, handle: int = 1, fence: int = 1, seq: int = 1, base: int = 0, generate: int = 2) -> Step:
+    return Step(
+        handle=handle, fence=fence, seq=seq, base=base, rows_kind=Rows.IDS, rows=2, reply=Reply.TOKEN,
+        generate=generate, payload=struct.pack("<2I", 5, 6),
+    )  # fmt: skip
+
+
+def token(number: int, *, seq: int = 1, last: bool = False) -> Output:
+    return Output(seq, 1, struct.pack("<I", number), last)
+
+
+def test_a_session_is_opened_stepped_and_answered_on_its_stream() -> None:
+    world = World()
+    mine, other = world.stream(), world.stream()
+    world.table.receive(mine, open_frame(1))
+    world.table.receive(mine, step_frame())
+    world.table.on_outcome(1, token(42))
+    world.table.on_outcome(1, token(43, last=True))
+    assert world.executor.names(1) == ["configure", "submit"]
+    assert isinstance(mine.frames[0], Opened)
+    assert [bytes(result.payload) for result in mine.results()] == [struct.pack("<I", 42), struct.pack("<I", 43)]
+    assert other.frames == [] and len(world.table) == 1
+    assert world.metric("tokens_total", kind="generated") == 2.0
+    assert world.metric("tokens_total", kind="prefill") == 2.0
+    assert world.metric("sessions_open") == 1.0 and world.metric("streams_open") == 2.0
+
+
+def test_a_handle_of_another_stream_is_unknown() -> None:
+    """D5: a foreign session cannot be told from one that does not exist."""
+    world = World()
+    mine, stranger = world.stream(), world.stream()
+    world.table.receive(mine, open_frame(1))
+    for frame in (step_frame(), Truncate(handle=1, fence=1, length=0), Cancel(handle=1, fence=1, seq=1)):
+        world.table.receive(stranger, frame)
+    world.table.receive(stranger, Close(handle=1, fence=1))
+    assert stranger.codes() == [ErrorCode.NO_SESSION] * 4
+    assert len({(e.text, e.scope, e.have) for e in stranger.frames}) == 1  # type: ignore[union-attr]
+    assert len(world.table) == 1 and world.executor.names(1) == ["configure"]
+
+
+def test_the_newest_fence_owns_the_session() -> None:
+    world = World()
+    old, new = world.stream(), world.stream()
+    world.table.receive(old, open_frame(1))
+    world.table.receive(new, open_frame(1, handle=7, fence=1))  # not higher: refused
+    assert new.codes() == [ErrorCode.FENCED]
+    world.table.receive(new, open_frame(1, handle=7, fence=2))
+    assert isinstance(new.frames[-1], Opened) and new.frames[-1].handle == 7
+    world.table.receive(old, step_frame())
+    assert old.codes() == [ErrorCode.NO_SESSION]
+    world.table.receive(new, step_frame(handle=7, fence=2))
+    world.table.on_outcome(1, token(9, last=True))
+    assert not old.results() and [result.handle for result in new.results()] == [7]
+    world.table.detach(old, 0.0)  # the old stream's end concerns nobody
+    world.table.sweep(1e9)
+    assert len(world.table) == 1
+
+
+def test_one_handle_names_one_session() -> None:
+    """Otherwise the first session would be held for ever: no stream would own it and no sweep would find it."""
+    world = World(ttl_s=1.0)
+    stream = world.stream()
+    world.table.receive(stream, open_frame(1))
+    world.table.receive(stream, open_frame(2))
+    assert stream.codes() == [ErrorCode.BAD_REQUEST]
+    world.table.detach(stream, 10.0)
+    world.table.sweep(20.0)
+    assert len(world.table) == 0
+
+
+def test_a_session_outlives_its_stream_by_its_ttl() -> None:
+    world = World(ttl_s=5.0)
+    stream = world.stream()
+    world.table.receive(stream, open_frame(1))
+    world.table.receive(stream, step_frame(generate=50))
+    world.table.detach(stream, now_s=100.0)
+    assert world.executor.calls[-1] == ("abort", 1, 1)  # nobody listens: no token is computed for nothing
+    world.table.on_outcome(1, token(5, last=True))
+    world.table.sweep(104.9)
+    assert len(world.table) == 1
+    again = world.stream()
+    world.table.receive(again, open_frame(1, fence=2))
+    opened = again.frames[-1]
+    assert isinstance(opened, Opened) and (opened.last_seq, opened.have) == (1, 0)  # it asked to keep nothing
+    world.table.sweep(1e9)
+    assert len(world.table) == 1  # attached: its age does not count
+    world.table.detach(again, now_s=200.0)
+    world.table.sweep(205.1)
+    assert len(world.table) == 0 and world.executor.calls[-1] == ("drop", 1)
+    assert world.metric("sessions_open") == 0.0
+
+
+def test_an_outcome_for_a_forgotten_session_is_dropped() -> None:
+    world = World(ttl_s=0.0)
+    stream = world.stream()
+    world.table.receive(stream, open_frame(1))
+    world.table.receive(stream, step_frame())
+    world.table.detach(stream, 0.0)
+    world.table.sweep(1.0)
+    world.table.on_outcome(1, token(5, last=True))
+    assert len(world.table) == 0 and not stream.results()
+
+
+def test_when_the_table_is_full_the_longest_idle_session_gives_way() -> None:
+    world = World(max_sessions=3)
+    for name, left_s in ((1, 20.0), (2, 10.0)):
+        stream = world.stream()
+        world.table.receive(stream, open_frame(name))
+        world.table.detach(stream, left_s)
+    stays = world.stream()
+    world.table.receive(stays, open_frame(3))
+    world.table.receive(stays, open_frame(4, handle=2))
+    assert stays.codes() == [] and len(world.table) == 3
+    assert world.executor.calls[-2] == ("drop", 2)  # session 2 left first
+    world.table.receive(stays, open_frame(5, handle=3))
+    world.table.receive(stays, open_frame(6, handle=4))
+    assert stays.codes() == [ErrorCode.OVERLOADED]  # nobody idle is left
+    refusal = stays.frames[-1]
+    assert isinstance(refusal, Error) and refusal.retry_after_ms > 0
+
+
+def test_a_busy_session_never_gives_way() -> None:
+    world = World(max_sessions=1)
+    gone = world.stream()
+    world.table.receive(gone, open_frame(1))
+    world.table.receive(gone, step_frame())
+    world.table.detach(gone, 0.0)
+    stream = world.stream()
+    world.table.receive(stream, open_frame(2))
+    assert stream.codes() == [ErrorCode.OVERLOADED] and len(world.table) == 1
+
+
+def test_memory_of_sessions_without_a_device_goes_before_anybody_is_refused_twice() -> None:
+    world = World()
+    gone, here = world.stream(), world.stream()
+    world.table.receive(gone, open_frame(1))
+    world.table.detach(gone, 0.0)
+    world.table.receive(here, open_frame(2))
+    world.table.receive(here, step_frame())
+    world.table.on_outcome(2, Failure(1, ErrorCode.OVERLOADED, "no memory for keys and values"))
+    assert here.codes() == [ErrorCode.OVERLOADED]
+    assert ("drop", 1) in world.executor.calls and len(world.table) == 1
+
+
+def test_sessions_of_one_stream_are_bounded() -> None:
+    world = World(max_sessions=1000)
+    stream = world.stream()
+    for number in range(MAX_SESSIONS_PER_STREAM + 1):
+        world.table.receive(stream, replace(open_frame(0, handle=number), session_id=number.to_bytes(16)))
+    assert stream.codes() == [ErrorCode.OVERLOADED]
+    assert len(world.table) == MAX_SESSIONS_PER_STREAM
+
+
+def test_close_frees_the_session_and_says_so() -> None:
+    world = World()
+    stream = world.stream()
+    world.table.receive(stream, open_frame(1))
+    world.table.receive(stream, Close(handle=1, fence=1))
+    assert isinstance(stream.frames[-1], Ended) and len(world.table) == 0
+    assert world.executor.calls[-1] == ("drop", 1)
+    world.table.receive(stream, open_frame(2))  # the handle is free again
+    assert stream.codes() == []
+
+
+@pytest.mark.parametrize(
+    ("frame", "manifest", "code"),
+    [
+        (open_frame(1, plan=SplitPlan.cloud_only(5)), {}, ErrorCode.BAD_REQUEST),
+        (open_frame(1, plan=SplitPlan.device_only(4)), {}, ErrorCode.BAD_REQUEST),
+        (open_frame(1), {"layers": LayerRange(1, 4)}, ErrorCode.BAD_REQUEST),
+        (open_frame(1), {"embedding": False}, ErrorCode.BAD_REQUEST),
+        (open_frame(1), {"head": False}, ErrorCode.BAD_REQUEST),
+        (open_frame(1, plan=replace(USHAPE, codec=Codec.INT8)), {}, ErrorCode.BAD_REQUEST),
+        (open_frame(1, context=257), {}, ErrorCode.TOO_LARGE),
+    ],
+)
+def test_what_the_cloud_does_not_serve_is_refused_before_anything_is_made(
+    frame: Open, manifest: dict[str, Any], code: ErrorCode
+) -> None:
+    world = World(**manifest)
+    stream = world.stream()
+    world.table.receive(stream, frame)
+    assert stream.codes() == [code] and len(world.table) == 0 and world.executor.calls == []
+    assert world.metric("errors_total", code=code.name) == 1.0
+
+
+def test_a_cloud_without_text_serves_the_u_shape() -> None:
+    world = World(embedding=False, head=False)
+    stream = world.stream()
+    world.table.receive(stream, open_frame(1, plan=USHAPE))
+    assert stream.codes() == [] and isinstance(stream.frames[0], Opened)
+
+
+def test_while_draining_running_sessions_go_on_and_new_ones_are_sent_away() -> None:
+    world = World()
+    stream = world.stream()
+    world.table.receive(stream, open_frame(1))
+    world.table.receive(stream, step_frame())
+    world.table.draining = True
+    assert world.table.busy == 1
+    world.table.receive(stream, open_frame(2, handle=2))
+    assert stream.codes() == [ErrorCode.DRAINING]
+    world.table.on_outcome(1, token(3, last=True))
+    assert len(stream.results()) == 1 and world.table.busy == 0
+
+
+def test_a_failed_step_is_told_and_its_session_goes_on() -> None:
+    world = World()
+    stream = world.stream()
+    world.table.receive(stream, open_frame(1))
+    world.table.receive(stream, step_frame())
+    world.table.on_outcome(1, Failure(1, ErrorCode.BAD_TENSOR, "bad"))
+    assert stream.codes() == [ErrorCode.BAD_TENSOR]
+    assert world.executor.names(1) == ["configure", "submit", "cut"]
+    world.table.receive(stream, step_frame())
+    assert world.executor.names(1)[-1] == "submit"
+    assert world.metric("steps_total", outcome="failed") == 1.0
+
+
+def test_pings_are_answered_with_the_size_asked_for() -> None:
+    world = World()
+    stream = world.stream()
+    world.table.receive(stream, Ping(handle=3, nonce=77, size=10, reply_size=1000))
+    assert stream.frames == [Pong(handle=3, nonce=77, size=1000)]
+
+
+@pytest.mark.parametrize("frame", [Draining(handle=1, deadline_ms=1), Ended(handle=1), Pong(handle=1, nonce=1)])
+def test_frames_that_only_a_cloud_sends_are_refused(frame: Frame) -> None:
+    world = World()
+    stream = world.stream()
+    world.table.receive(stream, open_frame(1))
+    world.table.receive(stream, frame)
+    assert stream.codes() == [ErrorCode.BAD_REQUEST] and len(world.table) == 1
