@@ -26,13 +26,17 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
+def _help_without_verb(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
 @app.callback(invoke_without_command=True)
 def root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
 ) -> None:
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+    _help_without_verb(context)
 
 
 app.command("pull")(pull.pull)
@@ -44,12 +48,14 @@ app.command("chat")(chat.chat)
 app.command("plan")(plan.plan)
 app.command("profile")(profile.profile)
 cloud_app.command("serve")(cloud_serve.serve)
-app.add_typer(cloud_app, name="cloud", no_args_is_help=True)
+cloud_app.callback(invoke_without_command=True)(_help_without_verb)
+app.add_typer(cloud_app, name="cloud")
 keys_app.command("show")(keys.show)
 keys_app.command("pin")(keys.pin)
 keys_app.command("pins")(keys.pins)
 keys_app.command("unpin")(keys.unpin)
 keys_app.command("pair")(keys.pair)
-app.add_typer(keys_app, name="keys", no_args_is_help=True)
+keys_app.callback(invoke_without_command=True)(_help_without_verb)
+app.add_typer(keys_app, name="keys")
 app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)

@@ -133,27 +133,26 @@ def _compare(agent: Agent, prompt: str, max_tokens: int) -> list[DemoRow]:
 
 
 def _print_table(rows: list[DemoRow]) -> None:
-    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     first = rows[0]
     tokens = f"{first.prompt_tokens} tokens of the prompt and {len(first.token_ids)} of the answer"
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), caption=f"up, down: bytes per token, over {tokens}")
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, caption=f"up, down: bytes per token, over {tokens}")
     for heading in ("arm", "device", "cloud", "codec"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("TTFT ms", "tok/s", "up", "down"):
+    for heading in ("TTFT", "tok/s", "up", "down"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("same text?", no_wrap=True)
     for row in rows:
         device = [_layers(layers) for layers in (row.plan.front, row.plan.tail) if len(layers)]
-        same = "yes" if row.same_as_device else f"{row.same_tokens} of {len(first.token_ids)} tok"
+        same = "yes" if row.same_as_device else f"first {row.same_tokens}/{len(first.token_ids)}"
         table.add_row(
             row.arm.name,
             " ".join(device) or "-",
             _layers(row.plan.back) if len(row.plan.back) else "-",
             row.arm.codec.value if row.arm.sends_hidden else "-",
-            f"{1e3 * row.ttft_s:.0f}",
+            f"{1e3 * row.ttft_s:.0f} ms",
             f"{row.tokens_per_s:.1f}",
             f"{row.up_per_token:.0f}",
             f"{row.down_per_token:.0f}",

@@ -10,12 +10,12 @@ from splitglm_cli.options import Debug, Json
 
 def ls(as_json: Json = False, debug: Debug = False) -> None:
     """List the stored models."""
-    from splitglm_cli.model_facts import stored_facts
+    from splitglm_cli.model_facts import inspected, stored_facts
     from splitglm_cli.text_table import text_table
     from splitglm_glm.store import ModelStore
 
     store = ModelStore()
-    models = store.list()
+    models = inspected(store)
     if as_json:
         print(json.dumps({"store": str(store.root), "models": [stored_facts(model) for model in models]}))
         return

@@ -56,7 +56,7 @@ def _dispatch(argv: list[str], invocation: Invocation) -> int:
         code = app(args=argv, prog_name=PROGRAM, standalone_mode=False, obj=invocation)
     except typer.TyperException as error:
         where = getattr(getattr(error, "ctx", None), "command_path", PROGRAM)
-        _say(f"{one_line(error.format_message())} Try: {where} --help")
+        _say(f"{one_line(error.format_message()).rstrip('.')}. Try: {where} --help")
         return error.exit_code
     except typer.Abort:
         return _report(KeyboardInterrupt(), debug=False)

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+from splitglm_core.errors import SplitGlmError
 from splitglm_core.plan import Precision
 from splitglm_glm.checkpoint import Checkpoint
 from splitglm_glm.export.manifest import GraphsManifest, part_names
+from splitglm_glm.opening import open_checkpoint
 from splitglm_glm.store import ModelStore, StoredModel
+
+
+def inspected(store: ModelStore) -> tuple[StoredModel, ...]:
+    """The models of the store, each opened as a request would open it, so that a damaged one says what is wrong."""
+    return tuple(_inspect(model, store) for model in store.list())
+
+
+def _inspect(model: StoredModel, store: ModelStore) -> StoredModel:
+    try:
+        open_checkpoint(model.name, store)
+    except SplitGlmError as error:
+        return replace(model, problem=model.problem or error.what)
+    return model
 
 
 def stored_facts(model: StoredModel) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def _device_lines(device: DeviceProfile) -> list[tuple[str, str]]:
         f"{1 / (sum(point.s_per_token) + here.embed_s):,.0f} tok/s in chunks of {point.chunk_tokens}"
         for point in here.times.prefill
     )
-    codecs = ", ".join(f"{entry.codec.value} {1e6 * entry.s_per_token:.0f} us" for entry in device.codecs)
+    codecs = ", ".join(f"{entry.codec.value} {1e6 * entry.s_per_token:.1f} us" for entry in device.codecs)
     return [
         ("device", f"{device.layers} layers, {device.precision.value}, {device.memory_bytes_free / 1e9:.1f} GB free"),
         ("decode", f"{1 / token_s:.1f} tok/s; {1e6 * layer_s:.0f} us a layer, {1e6 * here.head_s:.0f} us the head"),

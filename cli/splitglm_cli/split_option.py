@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from splitglm_core.errors import InputError
+from splitglm_core.errors import InputError, NoFeasiblePlan
 from splitglm_core.plan import Arm, Privacy
 
 if TYPE_CHECKING:
@@ -40,9 +40,14 @@ class SplitOption:
 
         Raises:
             InputError: the model has no such cut.
+            NoFeasiblePlan: the privacy forbids it.
         """
         from splitglm_partitioner.request import Fixed
 
+        if privacy is Privacy.LOCAL and (self.t is not None or self.s < layers):
+            raise NoFeasiblePlan(
+                f"--split {self.s} sends hidden states, privacy local sends nothing", "--privacy no-text"
+            )
         if self.t is not None:
             if not 1 <= self.s < self.t <= layers:
                 raise InputError(
@@ -54,6 +59,10 @@ class SplitOption:
             raise InputError(f"--split {self.s} exceeds the model's {layers} layers", f"give 0 to {layers}")
         if self.s == layers:
             return Fixed(arm=Arm.DEVICE)
+        if self.s == 0 and privacy is not Privacy.OPEN:
+            raise NoFeasiblePlan(
+                f"--split 0 sends the prompt's ids, privacy {privacy.value} does not", "--privacy open"
+            )
         if self.s == 0:
             return Fixed(arm=Arm.CLOUD)
         if privacy in (Privacy.OPEN, Privacy.NO_PROMPT):
