@@ -77,6 +77,7 @@ class CloudProcess:
             errors.seek(0)
             last = (errors.read().strip().splitlines() or ["no message"])[-1]
             raise DeviceError(f"the cloud process did not start: {last.removeprefix('splitglm: ')}")
+        (folder / "node.key").unlink(missing_ok=True)  # it lives in the server's memory now, for as long as that
         return ReadyCloud(address=ready["address"], key=ready["key"], pid=ready["pid"], runner=ready["runner"])
 
     def _stop(self) -> None:

@@ -111,9 +111,9 @@ def serve(model: str, *arguments: str) -> Iterator[Served]:
 
 
 def one_line_error(outcome: Outcome) -> str:
-    """The message of a failed run, which is its only line of standard error."""
+    """The message of a failed run: its only line of standard error, but for progress on a slow machine."""
     assert outcome.out == ""
-    lines = outcome.err.strip().splitlines()
+    lines = [line for line in outcome.err.strip().splitlines() if not re.fullmatch(r"[\w ]+: \d+ %", line)]
     assert len(lines) == 1 and lines[0].startswith("splitglm: "), outcome.err
     assert "Traceback" not in outcome.err
     return lines[0]

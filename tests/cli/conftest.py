@@ -48,7 +48,7 @@ def tiny(home: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 def other(home: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Another model of the same shape."""
     source = write_tiny_checkpoint(tmp_path_factory.mktemp("source") / "other", layers=LAYERS, seed=7)
-    assert main(["pull", str(source), "--quiet"]) == 0
+    assert main(["pull", str(source), "--precision", "int8", "--quiet"]) == 0
     return "other"
 
 

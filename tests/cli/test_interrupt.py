@@ -10,6 +10,7 @@ import termios
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 import pytest
@@ -57,8 +58,9 @@ def test_sigterm_mid_stream_leaves_no_session_either(tiny: str, cloud: Served) -
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda n: n.name)
-def test_the_demos_cloud_process_never_outlives_the_demo(tiny: str, number: signal.Signals) -> None:
-    process = start("demo", "--model", tiny, "--prompt", "hello", "--max-tokens", "512")
+def test_the_demos_cloud_process_never_outlives_the_demo(tiny: str, tmp_path: Path, number: signal.Signals) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    process = start("demo", "--model", tiny, "--prompt", "hello", "--max-tokens", "512", env=environment)
     assert process.stdout is not None
     line = next(line for line in process.stdout if line.startswith("The cloud (process "))
     child = psutil.Process(int(line.split("process ")[1].split(",")[0]))
@@ -66,6 +68,9 @@ def test_the_demos_cloud_process_never_outlives_the_demo(tiny: str, number: sign
     process.communicate(timeout=30)
     assert process.returncode in {signal.SIGINT: (130,), signal.SIGTERM: (143,)}.get(number, (-number,))
     assert eventually(lambda: not child.is_running())
+    left = list(tmp_path.rglob("*"))
+    assert not any(path.name.endswith(".key") for path in left)
+    assert number is signal.SIGKILL or not left
 
 
 @contextmanager
