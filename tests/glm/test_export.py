@@ -35,7 +35,8 @@ def test_every_part_is_built_and_recorded(checkpoint: Checkpoint, tmp_path: Path
     seen: list[tuple[str, int, int]] = []
     directory = ensure_graphs(checkpoint, precision, tmp_path / "g", progress=lambda *step: seen.append(step))
     manifest = GraphsManifest.open(directory, checkpoint.fingerprint, precision)
-    assert seen == [(part, i + 1, len(PARTS)) for i, part in enumerate(PARTS)]
+    before = [] if precision is Precision.FP32 else [("calibration", 0, len(PARTS))]
+    assert seen == before + [(part, i + 1, len(PARTS)) for i, part in enumerate(PARTS)]
     assert set(manifest.parts) == set(PARTS)
     assert [manifest.problem(directory, part) for part in PARTS] == [None] * len(PARTS)
     assert not list(directory.glob("*.part"))
@@ -68,21 +69,21 @@ def test_an_interrupted_build_goes_on_where_it_stopped(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = contents(ensure_graphs(checkpoint, Precision.INT4, tmp_path / "whole"))
-    read: list[int] = []
-    original = Checkpoint.layer
+    started: list[str] = []
+    original = build._staged_data
 
-    def layer(self: Checkpoint, index: int) -> object:
-        read.append(index)
-        if len(read) == 2:
+    def staged_data(directory: Path, part: str) -> object:
+        started.append(part)
+        if len(started) == 3:
             raise KeyboardInterrupt
-        return original(self, index)
+        return original(directory, part)
 
-    monkeypatch.setattr(Checkpoint, "layer", layer)
+    monkeypatch.setattr(build, "_staged_data", staged_data)
     with pytest.raises(KeyboardInterrupt):
         ensure_graphs(checkpoint, Precision.INT4, tmp_path / "g")
     assert not list((tmp_path / "g").glob("*.part"))
     ensure_graphs(checkpoint, Precision.INT4, tmp_path / "g")
-    assert read == [0, 1, 1]
+    assert started == ["head", "layer-000", "layer-001", "layer-001"]
     assert contents(tmp_path / "g") == whole
 
 

@@ -86,7 +86,7 @@ def test_the_original_naming_gives_the_same_model(tmp_path: Path) -> None:
 
 # Stated error of the quantised stacks: relative RMS of the logits on 4 layers of Gaussian weights, which are harder to
 # quantise than trained ones (real text on a trained model: benchmarks/quality.py).
-@pytest.mark.parametrize(("precision", "most"), [(Precision.INT8, 0.05), (Precision.INT4, 0.40)])
+@pytest.mark.parametrize(("precision", "most"), [(Precision.INT8, 0.05), (Precision.INT4, 0.35)])
 @pytest.mark.parametrize("name", ["glm", "glm4 with a padded last block"])
 def test_quantised_stacks_stay_within_the_stated_error(
     tmp_path: Path, precision: Precision, most: float, name: str

@@ -16,14 +16,19 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
+
 from splitglm_core.errors import InternalError, StorageFull
 from splitglm_core.plan import Precision
 from splitglm_glm.checkpoint import Checkpoint
-from splitglm_glm.export.graph import DataFile, Graph, StoredTensor
-from splitglm_glm.export.layers import RECIPES, WeightRecipe, add_decoder_layer, add_embedding, add_head
+from splitglm_glm.export.calibrate import Calibration, ensure_calibration
+from splitglm_glm.export.equalise import channel_factors, column_peaks, equalise_layer
+from splitglm_glm.export.graph import DataFile, Graph
+from splitglm_glm.export.layers import WeightRecipe, add_decoder_layer, add_embedding, add_head, recipe_for
 from splitglm_glm.export.manifest import BUILDER_VERSION, EMBEDDING, HEAD, GraphFile, GraphsManifest, part_names
-from splitglm_glm.export.quantise import BlockFormat
+from splitglm_glm.export.quantise import Float32, row_chunks
 
+CALIBRATION = "calibration"  # reported as progress, not a part
 Progress = Callable[[str, int, int], None]
 
 
@@ -42,7 +47,8 @@ def ensure_graphs(
         directory: where the graphs live, see ``ModelStore.graphs_dir``. Graphs of another builder version, checkpoint
             or precision found there are replaced.
         parts: names from :func:`part_names`; None means all.
-        progress: called as ``progress(part, done, total)`` after each part that was found or built.
+        progress: called as ``progress(part, done, total)`` after each part that was found or built, and before the
+            calibration of a quantised build as ``progress("calibration", 0, total)``.
 
     Raises:
         StorageFull: the disk is full; run again after making room, finished parts are kept.
@@ -61,9 +67,14 @@ def ensure_graphs(
                 manifest = _empty_manifest(checkpoint, precision)
                 manifest.write(directory)  # before any file changes: the old manifest must not vouch for new files
             _remove_leftovers(directory)
+            missing = any(manifest.problem(directory, part) is not None for part in wanted)
+            calibration = None
+            if missing and precision is not Precision.FP32:
+                start = (lambda: progress(CALIBRATION, 0, len(wanted))) if progress is not None else None
+                calibration = ensure_calibration(checkpoint, directory, start)
             for done, part in enumerate(wanted, start=1):
                 if manifest.problem(directory, part) is not None:
-                    built = _build_part(checkpoint, precision, directory, part)
+                    built = _build_part(checkpoint, precision, calibration, directory, part)
                     manifest = dataclasses.replace(manifest, parts={**manifest.parts, **built})
                     manifest.write(directory)
                 if progress is not None:
@@ -78,37 +89,58 @@ def ensure_graphs(
 
 
 def _build_part(
-    checkpoint: Checkpoint, precision: Precision, directory: Path, part: str
+    checkpoint: Checkpoint, precision: Precision, calibration: Calibration | None, directory: Path, part: str
 ) -> dict[str, dict[str, GraphFile]]:
     """Build ``part`` (a tied vocabulary: both of its parts, over one data file) and return what to record."""
-    config, recipe = checkpoint.config, RECIPES[precision]
-    if part not in (EMBEDDING, HEAD):
-        with _staged_data(directory, part) as data:
-            graph = Graph(data)
-            add_decoder_layer(graph, config, checkpoint.layer(int(part.rpartition("-")[2])), recipe.layer)
-        return {part: _finish(directory, part, graph)}
-    with _staged_data(directory, HEAD if config.tie_word_embeddings else part) as data:
-        stored, form = _store_vocabulary(data, checkpoint, part, recipe.vocabulary)
-        graphs: dict[str, Graph] = {}
-        if part == EMBEDDING or config.tie_word_embeddings:
+    recipe = recipe_for(precision, checkpoint.config.shape)
+    if part in (EMBEDDING, HEAD):
+        return _build_vocabulary(checkpoint, recipe.vocabulary, calibration, directory, part)
+    layer = int(part.rpartition("-")[2])
+    weights = checkpoint.layer(layer)
+    if calibration is not None:
+        weights = equalise_layer(
+            weights, calibration.attention_in[layer], calibration.mlp_in[layer], calibration.activated[layer]
+        )
+    with _staged_data(directory, part) as data:
+        graph = Graph(data)
+        add_decoder_layer(graph, checkpoint.config, weights, recipe.layer)
+    return {part: _finish(directory, part, graph)}
+
+
+def _build_vocabulary(
+    checkpoint: Checkpoint, recipe: WeightRecipe | None, calibration: Calibration | None, directory: Path, part: str
+) -> dict[str, dict[str, GraphFile]]:
+    config = checkpoint.config
+    vocab, hidden, tied = config.shape.vocab, config.shape.hidden, config.tie_word_embeddings
+    rows_of = checkpoint.head_rows if part == HEAD or tied else checkpoint.embedding_rows
+    factors: Float32 | None = None
+    if calibration is not None and (part == HEAD or tied):
+        peaks = np.zeros(hidden, np.float32)
+        for rows in row_chunks(vocab, hidden):
+            np.maximum(peaks, column_peaks(rows_of(rows.start, rows.stop)), out=peaks)
+        factors = channel_factors(calibration.head_in, peaks)
+
+    def table_rows(start: int, stop: int) -> Float32:
+        rows = rows_of(start, stop)
+        return rows if factors is None else np.multiply(rows, factors, out=rows)
+
+    graphs: dict[str, Graph] = {}
+    with _staged_data(directory, HEAD if tied else part) as data:
+        form = None if recipe is None else recipe.form(hidden)
+        if form is None:
+            stored = data.append_rows(table_rows, vocab, hidden)
+        else:
+            stored = data.append_quantised(table_rows, vocab, hidden, form)
+        if part == EMBEDDING or tied:
             graphs[EMBEDDING] = Graph(data)
-            add_embedding(graphs[EMBEDDING], stored, form, config.shape.hidden)
-        if part == HEAD or config.tie_word_embeddings:
+            add_embedding(graphs[EMBEDDING], stored, form, hidden, factors)
+        if part == HEAD or tied:
+            norm: Float32 = checkpoint.final_norm()
+            if factors is not None:
+                np.divide(norm, factors, out=norm)
             graphs[HEAD] = Graph(data)
-            add_head(graphs[HEAD], config, checkpoint.final_norm(), stored, form)
+            add_head(graphs[HEAD], config, norm, stored, form)
     return {name: _finish(directory, name, graph) for name, graph in graphs.items()}
-
-
-def _store_vocabulary(
-    data: DataFile, checkpoint: Checkpoint, part: str, recipe: WeightRecipe | None
-) -> tuple[tuple[StoredTensor, ...], BlockFormat | None]:
-    """Write the table ``[vocab, hidden]`` of ``part``; returns where it lies and its format (None: float32)."""
-    vocab, hidden = checkpoint.config.shape.vocab, checkpoint.config.shape.hidden
-    rows_of = checkpoint.head_rows if part == HEAD else checkpoint.embedding_rows
-    if recipe is None:
-        return data.append_rows(rows_of, vocab, hidden), None
-    form = recipe.form(hidden)
-    return data.append_quantised(rows_of, vocab, hidden, form), form
 
 
 @contextlib.contextmanager
@@ -144,7 +176,7 @@ def _finish(directory: Path, part: str, graph: Graph) -> dict[str, GraphFile]:
 
 
 def _empty_manifest(checkpoint: Checkpoint, precision: Precision) -> GraphsManifest:
-    recipe = RECIPES[precision]
+    recipe = recipe_for(precision, checkpoint.config.shape)
     return GraphsManifest(
         builder=BUILDER_VERSION,
         fingerprint=checkpoint.fingerprint,

@@ -19,6 +19,7 @@ import numpy as np
 from onnx import TensorProto
 
 from splitglm_core.plan import Precision
+from splitglm_core.shapes import ModelShape
 from splitglm_glm.checkpoint import LayerWeights
 from splitglm_glm.config import GlmConfig
 from splitglm_glm.export.graph import MICROSOFT, Graph, StoredTensor
@@ -52,18 +53,23 @@ class PrecisionRecipe:
     vocabulary: WeightRecipe | None
 
 
-RECIPES: dict[Precision, PrecisionRecipe] = {
-    Precision.FP32: PrecisionRecipe(layer=None, vocabulary=None),
-    Precision.INT8: PrecisionRecipe(
-        layer=WeightRecipe(bits=8, block=128, symmetric=True),
-        vocabulary=WeightRecipe(bits=8, block=128, symmetric=True),
-    ),
-    # The vocabulary stays at 8 bits: the head decides every token, and the embedding rows are only looked up.
-    Precision.INT4: PrecisionRecipe(
-        layer=WeightRecipe(bits=4, block=128, symmetric=True),
-        vocabulary=WeightRecipe(bits=8, block=128, symmetric=True),
-    ),
-}
+_SMALL_HIDDEN = 1024  # narrower models have little redundancy: 4 bits then need small blocks
+
+
+def recipe_for(precision: Precision, shape: ModelShape) -> PrecisionRecipe:
+    """How a model of this shape is stored at ``precision``.
+
+    Measured with benchmarks/quality.py and benchmarks/front.py: at 4 bits an asymmetric block costs no time and
+    halves the divergence of a symmetric one; blocks of 32 are 1.3 times slower than blocks of 128 but halve it again.
+    The vocabulary stays at 8 bits in small blocks: the head decides every token, and its input has outliers.
+    """
+    vocabulary = WeightRecipe(bits=8, block=32, symmetric=True)
+    if precision is Precision.FP32:
+        return PrecisionRecipe(layer=None, vocabulary=None)
+    if precision is Precision.INT8:
+        return PrecisionRecipe(layer=WeightRecipe(bits=8, block=128, symmetric=True), vocabulary=vocabulary)
+    block = 32 if shape.hidden < _SMALL_HIDDEN else 128
+    return PrecisionRecipe(layer=WeightRecipe(bits=4, block=block, symmetric=False), vocabulary=vocabulary)
 
 
 def add_decoder_layer(graph: Graph, config: GlmConfig, weights: LayerWeights, recipe: WeightRecipe | None) -> None:
@@ -124,7 +130,13 @@ def add_decoder_layer(graph: Graph, config: GlmConfig, weights: LayerWeights, re
     graph.node("Add", ["residual", down], ["hidden_out"])
 
 
-def add_embedding(graph: Graph, stored: tuple[StoredTensor, ...], form: BlockFormat | None, hidden: int) -> None:
+def add_embedding(
+    graph: Graph,
+    stored: tuple[StoredTensor, ...],
+    form: BlockFormat | None,
+    hidden: int,
+    factors: Float32 | None = None,
+) -> None:
     """Row look-up. The table is only mapped, so memory holds the pages of rows that were used.
 
     Args:
@@ -132,31 +144,39 @@ def add_embedding(graph: Graph, stored: tuple[StoredTensor, ...], form: BlockFor
         stored: the table ``[vocab, hidden]`` as written by the head (tied) or for this graph.
         form: how the table is quantised (8 bits, symmetric); None is float32.
         hidden: width of a row.
+        factors: by which the table's columns were multiplied when they were equalised for the head, or None.
     """
     graph.add_input("ids", _INT64, (1, "n"))
     graph.add_output("hidden_out", _FLOAT, (1, "n", hidden))
-    table = graph.external("table", stored[0])
+    rows = "hidden_out" if factors is None else "scaled_rows"
     if form is None:
-        graph.node("Gather", [table, "ids"], ["hidden_out"], axis=0)
-        return
-    scales = graph.external("scales", stored[1])
-    graph.node("Gather", [table, "ids"], ["levels"], axis=0)
+        graph.node("Gather", [graph.external("table", stored[0]), "ids"], [rows], axis=0)
+    else:
+        _gather_quantised(graph, stored, form, hidden, rows)
+    if factors is not None:
+        inverse = graph.constant("inverse_factors", np.reciprocal(factors))
+        graph.node("Mul", [rows, inverse], ["hidden_out"])
+
+
+def _gather_quantised(graph: Graph, stored: tuple[StoredTensor, ...], form: BlockFormat, hidden: int, out: str) -> None:
+    graph.node("Gather", [graph.external("table", stored[0]), "ids"], ["levels"], axis=0)
     graph.node("Cast", ["levels"], ["levels_float"], to=_FLOAT)
     middle = graph.constant("middle", np.array(1 << (form.bits - 1), np.float32))
     graph.node("Sub", ["levels_float", middle], ["centred"])
-    graph.node("Gather", [scales, "ids"], ["row_scales"], axis=0)
+    graph.node("Gather", [graph.external("scales", stored[1]), "ids"], ["row_scales"], axis=0)
     graph.node("Unsqueeze", ["row_scales", graph.constant("last_axis", np.array([-1], np.int64))], ["block_scales"])
     graph.node("Mul", ["centred", "block_scales"], ["blocks"])
-    rows = graph.constant("row_shape", np.array([1, -1, form.blocks_of(hidden) * form.block], np.int64))
-    if form.blocks_of(hidden) * form.block == hidden:
-        graph.node("Reshape", ["blocks", rows], ["hidden_out"])
+    padded = form.blocks_of(hidden) * form.block
+    dims = graph.constant("row_shape", np.array([1, -1, padded], np.int64))
+    if padded == hidden:
+        graph.node("Reshape", ["blocks", dims], [out])
         return
-    graph.node("Reshape", ["blocks", rows], ["padded"])
+    graph.node("Reshape", ["blocks", dims], ["padded"])
     bounds = [
         graph.constant(name, np.array([value], np.int64))
         for name, value in (("start", 0), ("stop", hidden), ("axis", 2))
     ]
-    graph.node("Slice", ["padded", *bounds], ["hidden_out"])
+    graph.node("Slice", ["padded", *bounds], [out])
 
 
 def add_head(

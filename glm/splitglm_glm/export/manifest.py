@@ -13,7 +13,7 @@ from splitglm_core.errors import ModelInvalid
 from splitglm_core.plan import Precision
 
 # Raise on every change of the graphs' inputs, operators or weight layout: older directories are then rebuilt.
-BUILDER_VERSION = 1
+BUILDER_VERSION = 2
 MANIFEST_NAME = "graphs.json"
 EMBEDDING, HEAD = "embedding", "head"
 _MAX_MANIFEST_BYTES = 4 << 20
