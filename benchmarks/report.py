@@ -1,69 +1,92 @@
-"""What every result needs: the machine, the versions, the command, one table. No host names, no paths."""
+"""What every benchmark report says about itself: machine, versions, load, command, table."""
 
 from __future__ import annotations
 
+import datetime
 import os
 import platform
+import shlex
 import statistics
 import sys
-from collections.abc import Sequence
-from datetime import date
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterable, Sequence
+from importlib import metadata
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def environment(*packages: str) -> list[str]:
-    """Lines that say where the figures come from."""
+def cpu_model() -> str:
+    """Name, core count and vector extensions of the processor."""
+    names: list[str] = []
+    flags: set[str] = set()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                names.append(value.strip())
+            elif key.strip() == "flags":
+                flags = set(value.split())
+    except OSError:
+        names = [platform.processor()]
+    extensions = [f for f in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8") if f in flags]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores, {' '.join(extensions)}"
+
+
+def memory_gib() -> float:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    except (ValueError, OSError, AttributeError):
+        return 0.0
+
+
+def versions(packages: Iterable[str]) -> str:
+    """``name version`` of the packages that are installed."""
     found = []
-    for package in ("splitglm", "numpy", "onnxruntime", *packages):
+    for name in packages:
         try:
-            found.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            found.append(f"{package} absent")
-    script = Path(sys.argv[0])
-    command = " ".join([f"{script.parent.name}/{script.name}", *sys.argv[1:]])
-    load = f", load average {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
-    return [
-        f"- machine: {_cpu_name()}, {len(os.sched_getaffinity(0))} cores{load}",
-        f"- system: {platform.system()} {platform.release()}, Python {platform.python_version()}",
-        f"- packages: {', '.join(found)}",
-        f"- command: `python {command}`",
-    ]
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return ", ".join([f"Python {platform.python_version()}", *found])
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, columns padded so that it reads in a terminal too."""
-    cells = [list(header), *[list(row) for row in rows]]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+def load_average() -> str:
+    """The 1-minute load average, to judge whether other work disturbed the run."""
+    return f"{os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else "unknown"
+
+
+def spread(values: Sequence[float], digits: int = 1) -> str:
+    """Median with the range in brackets."""
+    if not values:
+        return "-"
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
     return "\n".join(lines)
 
 
-def spread(values: Sequence[float], scale: float = 1.0, digits: int = 1) -> str:
-    """Median and range: ``12.3 (11.0-15.1)``."""
-    low, mid, high = min(values) * scale, statistics.median(values) * scale, max(values) * scale
-    return f"{mid:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+def command_line() -> str:
+    """The command of this run; directories outside the repository are shortened to their last component."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
 
 
-def write(theme: str, title: str, environment_lines: Sequence[str], body: str, *, save: bool) -> None:
-    """Print the report and, unless it was a smoke run, keep it as ``results/DATE-THEME.md``."""
-    text = "\n".join([f"# {title}", "", *environment_lines, "", body, ""])
+def write_report(name: str, title: str, sections: Sequence[str], *, packages: Iterable[str], write: bool) -> str:
+    """Print the report and, when ``write``, keep it as ``results/<date>-<name>.md``. Returns its text."""
+    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+    facts = [
+        f"* date: {today}",
+        f"* machine: {cpu_model()}, {memory_gib():.0f} GiB, {platform.system()} {platform.machine()}",
+        f"* versions: {versions(packages)}",
+        f"* load average at the end: {load_average()}",
+        f"* command: `{command_line()}`",
+    ]
+    text = "\n\n".join([f"# {title}", "\n".join(facts), *sections]) + "\n"
     print(text)
-    if save:
+    if write:
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{date.today().isoformat()}-{theme}.md").write_text(text, encoding="utf-8")
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        (RESULTS / f"{today}-{name}.md").write_text(text, encoding="utf-8")
+    return text
