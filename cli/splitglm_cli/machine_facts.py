@@ -81,7 +81,7 @@ def _version_of(package: str) -> str | None:
 
 def _providers() -> list[str]:
     try:
-        import onnxruntime
+        from splitglm_glm.onnx_runtime import ort
     except ImportError:
         return []
-    return list(onnxruntime.get_available_providers())
+    return list(ort.get_available_providers())

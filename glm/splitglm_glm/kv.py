@@ -6,12 +6,12 @@ import mmap
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from splitglm_core.errors import InternalError, PromptTooLong
 from splitglm_core.ranges import LayerRange
 from splitglm_glm.config import GlmConfig
+from splitglm_glm.onnx_runtime import ort
 from splitglm_glm.rotary import RotaryTable
 
 # mmap's default is shared memory, which a forked child would write into and which no memory limit counts as ours.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import onnxruntime as ort
 
 from splitglm_core.errors import ModelInvalid
 from splitglm_glm.config import GlmConfig
+from splitglm_glm.onnx_runtime import ort
 
 _PAIR_MULTIPLE = 8  # GroupQueryAttention on the CPU refuses other table widths
 

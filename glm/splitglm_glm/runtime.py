@@ -7,9 +7,8 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import onnxruntime as ort
-
 from splitglm_core.errors import DeviceError, ModelInvalid
+from splitglm_glm.onnx_runtime import ort
 
 CPU = "CPUExecutionProvider"
 PROVIDER_PREFERENCE = (

@@ -9,7 +9,6 @@ import threading
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from splitglm_core.errors import InputError, InternalError
@@ -18,6 +17,7 @@ from splitglm_core.ranges import LayerRange
 from splitglm_glm.checkpoint import Checkpoint
 from splitglm_glm.export.manifest import EMBEDDING, HEAD, GraphsManifest, layer_part
 from splitglm_glm.kv import KvCache
+from splitglm_glm.onnx_runtime import ort
 from splitglm_glm.rotary import RotaryTable
 from splitglm_glm.runtime import RuntimeOptions, SessionFactory
 
