@@ -13,7 +13,6 @@ import integer_model as model
 
 from splitglm_core.plan import Arm, SplitPlan
 from splitglm_core.sampling import SamplingParams
-from splitglm_wire import framing
 from splitglm_wire.cloud import Abort, Action, CloudSession, Configure, Cut, Drop, Output, Send, Submit
 from splitglm_wire.device import (
     Attached,
@@ -115,6 +114,21 @@ class Host:
             case _:
                 raise AssertionError(f"a device sent {frame}")
         self._act(held, actions)
+
+    def echo(self, held: Held, frame: Frame) -> None:
+        """A frame of an older stream reaches the session once more; nobody hears the answer."""
+        match frame:
+            case Open():
+                actions = held.session.on_open(frame)
+            case Step():
+                actions = held.session.on_step(frame)
+            case Truncate():
+                actions = held.session.on_truncate(frame)
+            case Cancel():
+                actions = held.session.on_cancel(frame)
+            case _:
+                actions = []
+        self._act(held, [action for action in actions if not isinstance(action, Send)])
 
     def work(self, held: Held, fail: ErrorCode | None = None) -> None:
         """One part of the session's running step."""
@@ -381,10 +395,3 @@ class Driver:
             frame = self.machine.cancel(self._last_ticket)
             return [frame] if frame is not None else []
         return []
-
-
-def over_the_wire(frame: Frame) -> Frame:
-    """What the peer makes of a frame's bytes."""
-    received = framing.decode(framing.encode(frame))
-    assert type(received) is type(frame)
-    return received

@@ -275,6 +275,33 @@ def test_another_reply_never_gets_the_cached_one() -> None:
     assert error_of(session.on_step(replace(step, fence=2))).code is ErrorCode.SEQ_CONFLICT
 
 
+def test_a_reply_of_positions_that_were_cut_is_not_kept() -> None:
+    session = cloud()
+    step = a_step(1, 0)
+    ran(session, step)
+    session.on_open(opening(2, keep=1))
+    assert error_of(session.on_step(replace(step, fence=2))).code is ErrorCode.SEQ_CONFLICT
+
+
+def test_nothing_more_is_computed_for_a_stream_that_died() -> None:
+    session = cloud()
+    for seq in (1, 2, 3):
+        session.on_step(a_step(seq, 2 * (seq - 1)))
+    assert session.on_stream_lost() == [Abort(1)]
+    assert [type(action) for action in session.on_output(Output(1, 0, b"", True))] == [Send]
+    assert not session.busy
+
+
+def test_a_new_open_voids_what_is_queued() -> None:
+    session = cloud()
+    for seq in (1, 2, 3):
+        session.on_step(a_step(seq, 2 * (seq - 1)))
+    session.on_open(opening(2, keep=99))
+    session.on_output(Output(1, 0, b"", True))
+    step = a_step(2, 2, fence=2, payload=b"otherrow")
+    assert session.on_step(step) == [Submit(step)]
+
+
 def test_outputs_of_a_step_that_does_not_run_are_ignored() -> None:
     session = cloud()
     assert session.on_output(Output(1, 0, b"", True)) == []
