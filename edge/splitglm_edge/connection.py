@@ -137,11 +137,19 @@ class CloudConnection:
     def estimate(self) -> LinkEstimate:
         """The link now; connects when there is no link yet."""
         link = self.link()
-        rtt_s = link.ping(timeout_s=self.timeouts.connect_s, silence_s=self.timeouts.silence_s)
+        try:
+            rtt_s = self._ping(link)
+        except LinkError:
+            if link.error is None:
+                raise
+            rtt_s = self._ping(self.link())  # that it died unnoticed since it was last used says nothing about now
         with self._lock:
             now_s = time.monotonic()
             self._estimator.observe_rtt(rtt_s, now_s)
             return self._estimator.estimate(now_s)
+
+    def _ping(self, link: CloudLink) -> float:
+        return link.ping(timeout_s=self.timeouts.connect_s, silence_s=self.timeouts.silence_s)
 
     def profile(self) -> CloudProfile:
         """The cloud's own figures, as of the handshake."""

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from splitglm_core.plan import Precision
 from splitglm_core.ranges import LayerRange
 from splitglm_glm.checkpoint import Checkpoint
-from splitglm_glm.export.build import ensure_graphs
 from splitglm_glm.export.manifest import EMBEDDING, HEAD, layer_part
 from splitglm_glm.runtime import RuntimeOptions
 from splitglm_glm.stack import LayerStack
@@ -44,6 +43,8 @@ def open_stack(
     Raises:
         StorageFull, ModelInvalid: the graphs cannot be built.
     """
+    from splitglm_glm.export.build import ensure_graphs  # brings onnx, which importing the device's half must not
+
     graphs = (store or ModelStore()).graphs_dir(checkpoint.directory, precision)
     parts = [*([EMBEDDING] if embedding else []), *map(layer_part, layers), *([HEAD] if head else [])]
     ensure_graphs(checkpoint, precision, graphs, parts, progress)

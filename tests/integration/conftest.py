@@ -5,44 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from glm_factory import write_tiny_checkpoint
-from running_cloud import RunningCloud, open_agent, running_cloud
+from running_cloud import open_agent, running_cloud
 
 from splitglm_core.plan import Precision
-from splitglm_core.ranges import LayerRange
-from splitglm_edge import Agent
-from splitglm_glm.opening import open_checkpoint, open_stack
-from splitglm_glm.runtime import RuntimeOptions
-from splitglm_glm.store import ModelStore
 
 sys.path.insert(0, str(Path(__file__).parent))
-from reference import Reference
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A model, the cloud that serves it, an agent that uses it and the reference that knows the truth."""
-
-    model: Path
-    home: Path
-    cloud: RunningCloud
-    agent: Agent
-    reference: Reference
-
-
-def make_reference(model: Path, home: Path, precision: Precision) -> Reference:
-    store = ModelStore(home)
-    checkpoint = open_checkpoint(str(model), store)
-    everything = LayerRange(0, checkpoint.config.shape.layers)
-    options = RuntimeOptions(threads=1)
-    stack = open_stack(
-        checkpoint, precision, layers=everything, embedding=True, head=True, store=store, options=options
-    )
-    return Reference(stack, stack)
+from pair import Pair, make_reference
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import Pair, make_reference
+from pair import Pair, make_reference
 from running_cloud import open_agent, running_cloud
 
 from splitglm_core.plan import Arm, Codec, HeadSide, Precision, Privacy, SplitPlan

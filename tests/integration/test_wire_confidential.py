@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from conftest import Pair
+from pair import Pair
 from running_cloud import open_agent
 
 from splitglm_core.plan import Arm, Codec, Privacy
