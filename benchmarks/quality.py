@@ -1,6 +1,6 @@
 """Quality of the quantised stacks: perplexity, next-token agreement and size against fp32 (goal Z5).
 
-    python benchmarks/quality.py --model smollm2-135m [--write]
+    python benchmarks/quality.py --model smollm2-135m [--smoke]
 
 The text is documentation that ships with Python (module docstrings and the licence), tokenised in windows; each window
 starts a fresh cache. fp32 means the checkpoint's own weights: a checkpoint that was itself converted from a quantised
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=512, help="tokens per context")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--work", type=Path, help="directory for the graphs; default: the model store")
-    parser.add_argument("--write", action="store_true", help="keep the report under results/")
+    parser.add_argument("--smoke", action="store_true", help="a few tokens, no result file")
     arguments = parser.parse_args()
 
     store = ModelStore()
@@ -135,7 +135,7 @@ def main() -> None:
         markdown_table(header, rows),
     ]
     write_report(
-        "quality", "Quality of the layer graphs", sections, packages=("onnxruntime", "numpy"), write=arguments.write
+        "quality", "Quality of the layer graphs", sections, packages=("onnxruntime", "numpy"), write=not arguments.smoke
     )
 
 
