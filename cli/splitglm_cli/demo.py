@@ -137,8 +137,7 @@ def _print_table(rows: list[DemoRow]) -> None:
     from rich.table import Table
 
     first = rows[0]
-    tokens = f"{first.prompt_tokens} tokens of the prompt and {len(first.token_ids)} of the answer"
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, caption=f"up, down: bytes per token, over {tokens}")
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for heading in ("arm", "device", "cloud", "codec"):
         table.add_column(heading, no_wrap=True)
     for heading in ("TTFT", "tok/s", "up", "down"):
@@ -159,6 +158,8 @@ def _print_table(rows: list[DemoRow]) -> None:
             "-" if row is first else same,
         )
     Console().print(table)
+    tokens = f"{first.prompt_tokens} of the prompt and {len(first.token_ids)} of the answer"
+    print(f"(up, down: bytes per token, over {tokens}; fp32 is exact, so its text must be the device's)\n")
 
 
 def _layers(layers: LayerRange) -> str:
