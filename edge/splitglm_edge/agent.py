@@ -184,6 +184,8 @@ class Agent:
         sampling = sampling or SamplingParams()
         if max_tokens < 1:
             raise InputError(f"max_tokens {max_tokens} is not positive")
+        if isinstance(stop, str):
+            raise InputError("stop is a list of strings, not one string", f"write stop=[{stop[:20]!r}]")
         ids = self.encode(prompt, raw=raw)
         if len(ids) >= self.context:
             raise PromptTooLong(

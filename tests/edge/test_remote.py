@@ -26,7 +26,7 @@ from splitglm_edge import Agent, Generation
 from splitglm_edge.remote import SessionLost, from_error_frame
 from splitglm_edge.timeouts import Timeouts
 from splitglm_sims.link_emulator import LinkEmulator
-from splitglm_sims.shaper import Direction
+from splitglm_sims.shaper import Direction, LinkShape
 from splitglm_wire.frames import Error, ErrorCode, Scope
 
 Truth = tuple[list[int], str]
@@ -122,11 +122,22 @@ def test_the_deadline_of_a_reply_is_kept(agent_over: AgentOver, cloud: RunningCl
         generation = ask(agent, arm, deadline_s=0.7)
     started_s = time.monotonic()
     try:
-        with pytest.raises(DeadlineExceeded, match="deadline|within"):
+        with pytest.raises(DeadlineExceeded, match=r"deadline|within"):
             generation.result()
     finally:
         go_on.set()
     assert time.monotonic() - started_s < 10.0
+
+
+def test_a_slow_uplink_is_not_taken_for_a_dead_cloud(agent_over: AgentOver, link: LinkEmulator, ask: Ask) -> None:
+    """100 KB of prompt at 50 KB/s take longer than the silence that is allowed; a ping behind them takes as long."""
+    link.set_shape(Direction.UP, LinkShape(delay_s=0.01, rate_bytes_per_s=50_000))
+    agent = agent_over(timeouts=Timeouts(silence_s=0.6))
+    generation = ask(agent, "split", prompt=[7] * 400, max_tokens=2, chunk_tokens=128)
+    generation.result()
+    assert generation.stats is not None
+    assert generation.stats.bytes_up > 100_000 and generation.stats.ttft_s > 1.5
+    assert (generation.stats.reconnects, generation.stats.fallbacks) == (0, ())
 
 
 def test_a_security_fault_is_never_papered_over_by_trying_again(

@@ -1,0 +1,69 @@
+"""The measured profile of this device."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from splitglm_core.plan import Codec, Precision
+from splitglm_core.ranges import LayerRange
+from splitglm_edge import Agent
+from splitglm_edge.probe import load_profile, measure_device, profile_path, save_profile
+from splitglm_glm.export.manifest import GraphsManifest
+from splitglm_glm.opening import open_checkpoint, open_stack
+from splitglm_glm.runtime import RuntimeOptions
+from splitglm_glm.store import ModelStore
+
+
+def test_a_measurement_knows_every_layer_and_codec_and_unloads_what_it_loaded(model: Path, home: Path) -> None:
+    store = ModelStore(home)
+    checkpoint = open_checkpoint(str(model), store)
+    stack = open_stack(
+        checkpoint, Precision.FP32, layers=LayerRange(0, 4), embedding=True, head=True, store=store,
+        options=RuntimeOptions(threads=1),
+    )  # fmt: skip
+    stack.preload(LayerRange(1, 2), embedding=False, head=False)
+    graphs = store.graphs_dir(checkpoint.directory, Precision.FP32)
+    manifest = GraphsManifest.open(graphs, checkpoint.fingerprint, Precision.FP32)
+    profile = measure_device(checkpoint, stack, manifest)
+    assert stack.loaded_parts() == ("layer-001",)
+    here = profile.precisions[0]
+    assert profile.layers == profile.max_layers == len(here.times.decode_s) == 4
+    assert here.precision is profile.precision is Precision.FP32
+    assert all(seconds > 0 for seconds in here.times.decode_s) and here.head_s > 0 and here.embed_s > 0
+    assert {time.codec for time in profile.codecs} == set(Codec)
+    assert all(time.s_per_token > 0 for time in profile.codecs)
+    assert profile.memory_bytes_free > 1 << 20
+    assert here.layer_weight_bytes == manifest.weight_bytes("layer-000")
+
+
+def test_a_profile_is_kept_and_read_with_the_memory_that_is_free_now(agent: Agent, tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "profile.json"
+    save_profile(agent.profile, path)
+    raw = json.loads(path.read_text())
+    raw["memory_bytes_free"] = 1
+    path.write_text(json.dumps(raw))
+    loaded = load_profile(path)
+    assert loaded is not None and loaded.memory_bytes_free > 1 << 20
+    assert loaded.precisions == agent.profile.precisions and loaded.codecs == agent.profile.codecs
+    assert [file.name for file in path.parent.iterdir()] == ["profile.json"]  # no staged file stays
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "null", "3", '{"layers": 4}', '{"memory_bytes_free": 1, "x": []}'])
+def test_a_damaged_profile_is_measured_again(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "profile.json"
+    path.write_text(damage)
+    assert load_profile(path) is None
+    assert load_profile(tmp_path / "absent.json") is None
+
+
+def test_another_machine_thread_count_precision_or_model_has_another_file(tmp_path: Path) -> None:
+    paths = {
+        profile_path(tmp_path, fingerprint, precision, threads)
+        for fingerprint in (bytes(32), bytes([1] * 32))
+        for precision in (Precision.INT8, Precision.FP32)
+        for threads in (1, 2)
+    }
+    assert len(paths) == 8
