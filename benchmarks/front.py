@@ -127,7 +127,7 @@ def main() -> None:
         f"Shape {shape} ({SHAPES[shape]}), random weights distinct per layer, {arguments.threads} threads, "
         f"{arguments.rounds} rounds, {arguments.steps} tokens per measurement, median (range) over rounds. Huge pages: "
         f"{'asked for on both sides' if status.possible else status.reason}. llama-cpp-python: "
-        f"{version or 'not installed'}, memory mapping off, its default KV type (fp16) and flash-attention choice; ours "
+        f"{version or 'not installed'}, memory mapping off, its default KV type (fp16) and flash-attention; ours "
         "fp32. Vocabulary matrix: 8 bits on both sides, head included in every figure. Bits per weight of the layers: "
         "int4 4.28 and Q4_0 4.5, int8 8.25 and Q8_0 8.5. A ratio above 1 means that this row is faster. "
         f"Load average before the measurements: {', '.join(loads)}."

@@ -171,7 +171,7 @@ def main() -> None:
     sections = [
         f"Shape {shape}, random weights. Device: {arguments.tokens} tokens in a cache of "
         f"{checkpoint.config.shape.max_positions} positions, embedding loaded in every row, sleeping pools of 2 "
-        "threads, huge pages where the system allows. File pages are clean and can be dropped by the system at any time.",
+        "threads, huge pages where the system allows. File pages are clean: the system can drop them at any time.",
         "## Z1: device process (goal: at most 80 MB over weights + KV)",
         markdown_table(device_header, device_rows(checkpoint, arguments.work, arguments.tokens)),
         "## Z2: building the graphs (goal: peak at most 2 layers + 300 MB)",
