@@ -182,4 +182,5 @@ class CloudConnection:
             (Direction.DOWN, link.ping(reply_size=_PROBE_BYTES)),
         ):
             self._estimator.observe_transfer(_PROBE_BYTES, max(1e-6, seconds - rtt_s), direction, now_s)
-        link.uplink_bytes_per_s = self._estimator.estimate(now_s).uplink_bytes_per_s
+        estimate = self._estimator.estimate(now_s)
+        link.uplink_bytes_per_s, link.downlink_bytes_per_s = estimate.uplink_bytes_per_s, estimate.downlink_bytes_per_s

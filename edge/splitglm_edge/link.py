@@ -31,7 +31,7 @@ from splitglm_security.channel import Kind
 from splitglm_security.handshake import Established, Hello, Initiator, Suite
 from splitglm_security.trust import Trust, Verdict
 from splitglm_wire import framing
-from splitglm_wire.frames import Draining, Frame, Open, Ping, Pong
+from splitglm_wire.frames import Draining, Error, Frame, Open, Ping, Pong, Reply, Result, Step
 from splitglm_wire.manifest import CloudManifest
 from splitglm_wire.v1 import split_pb2, split_pb2_grpc
 
@@ -58,10 +58,11 @@ class CloudLink:
         self._requests = 0
         self._seal_lock = threading.Lock()
         self._closing = False
-        self.uplink_bytes_per_s = 1e6  # as last estimated; says how long what was sent may be on its way
+        self.uplink_bytes_per_s = self.downlink_bytes_per_s = 1e6  # as last estimated
         self._heard_s = time.monotonic()
         self._asked_s = 0.0
-        self._bytes_up_when_heard = 0
+        self._owed_bytes = 0  # of answers that are big and may be on their way
+        self._arrives_s = 0.0  # when the last byte sent should be on the other side, at half the estimated rate
         self._channel: grpc.Channel
         self._call: Any
         self._reader: threading.Thread
@@ -150,6 +151,8 @@ class CloudLink:
                 raise LinkError("the connection was closed", "connect again")
             channel = self._established.channel
             # Each reply gets keys of its own: those of finished ones are gone when it begins.
+            if isinstance(frame, Step) and frame.reply is Reply.ALL_HIDDEN:
+                self._owed_bytes += len(frame.payload)
             if channel.needs_key_update or (isinstance(frame, Open) and self._requests):
                 self._put(channel.key_update())
             self._requests += isinstance(frame, Open)
@@ -158,6 +161,7 @@ class CloudLink:
     def _put(self, record: bytes) -> int:
         self._outgoing.put(split_pb2.Sealed(frame=record))
         self.bytes_up += len(record)
+        self._arrives_s = max(time.monotonic(), self._arrives_s) + 2 * len(record) / self.uplink_bytes_per_s
         return len(record)
 
     def ping(
@@ -218,8 +222,9 @@ class CloudLink:
             except LinkError:
                 pass  # it ended meanwhile: the inbox knows
             return
-        underway_s = 2 * (self.bytes_up - self._bytes_up_when_heard) / self.uplink_bytes_per_s
-        if now_s - self._asked_s > 2 * silence_s / 3 + underway_s:
+        # The answer to a ping waits behind whatever else is on its way, on slow links for longer than any silence.
+        patience_s = 2 * silence_s / 3 + 2 * self._owed_bytes / self.downlink_bytes_per_s
+        if now_s - max(self._asked_s, self._arrives_s) > patience_s:
             self.give_up(DeadlineExceeded(f"{self.address} has gone silent", "check the network and the cloud"))
 
     def give_up(self, error: SplitGlmError) -> None:
@@ -252,7 +257,7 @@ class CloudLink:
         try:
             for record in self._records():
                 self.bytes_down += len(record)
-                self._heard_s, self._bytes_up_when_heard = time.monotonic(), self.bytes_up
+                self._heard_s = time.monotonic()
                 opened = self._established.channel.open(record)
                 if opened.kind is Kind.FIN:
                     break
@@ -281,6 +286,10 @@ class CloudLink:
         if isinstance(frame, Draining):
             self.draining = True
             return
+        if isinstance(frame, Error):
+            self._owed_bytes = 0
+        elif isinstance(frame, Result):
+            self._owed_bytes = max(0, self._owed_bytes - len(frame.payload))
         inbox = self._inboxes.get(frame.handle)
         if inbox is not None:
             inbox.put((frame, record_bytes))

@@ -129,14 +129,17 @@ def test_the_deadline_of_a_reply_is_kept(agent_over: AgentOver, cloud: RunningCl
     assert time.monotonic() - started_s < 10.0
 
 
-def test_a_slow_uplink_is_not_taken_for_a_dead_cloud(agent_over: AgentOver, link: LinkEmulator, ask: Ask) -> None:
-    """100 KB of prompt at 50 KB/s take longer than the silence that is allowed; a ping behind them takes as long."""
-    link.set_shape(Direction.UP, LinkShape(delay_s=0.01, rate_bytes_per_s=50_000))
+@pytest.mark.parametrize("way", Direction)
+def test_a_slow_link_is_not_taken_for_a_dead_cloud(
+    agent_over: AgentOver, link: LinkEmulator, ask: Ask, way: Direction
+) -> None:
+    """75 KB of hidden states at 50 KB/s take longer than the silence that is allowed, and a ping waits behind them."""
+    link.set_shape(way, LinkShape(delay_s=0.01, rate_bytes_per_s=50_000))
     agent = agent_over(timeouts=Timeouts(silence_s=0.6))
-    generation = ask(agent, "split", prompt=[7] * 400, max_tokens=2, chunk_tokens=128)
+    generation = ask(agent, "ushape", prompt=[7] * 300, max_tokens=2, chunk_tokens=300)
     generation.result()
     assert generation.stats is not None
-    assert generation.stats.bytes_up > 100_000 and generation.stats.ttft_s > 1.5
+    assert generation.stats.bytes_down > 75_000 and generation.stats.ttft_s > 1.2
     assert (generation.stats.reconnects, generation.stats.fallbacks) == (0, ())
 
 
