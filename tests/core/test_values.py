@@ -19,6 +19,7 @@ from splitglm_core.shapes import ModelShape
     [
         {"temperature": -0.1},
         {"temperature": 101.0},
+        {"temperature": 1e-310},
         {"temperature": float("nan")},
         {"top_p": 0.0},
         {"top_p": 1.01},
