@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from splitglm_core.errors import InternalError
+from splitglm_glm.compress.quantise import BlockFormat, choose_block, dequantise_rows, quantise_rows, row_chunks
 from splitglm_glm.export.graph import DataFile
-from splitglm_glm.export.quantise import BlockFormat, choose_block, dequantise_rows, quantise_rows, row_chunks
 
 FORMATS = [BlockFormat(bits=b, block=k, symmetric=s) for b in (4, 8) for k in (16, 32, 128) for s in (True, False)]
 

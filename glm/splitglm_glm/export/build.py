@@ -21,12 +21,12 @@ import numpy as np
 from splitglm_core.errors import InternalError, StorageFull
 from splitglm_core.plan import Precision
 from splitglm_glm.checkpoint import Checkpoint
-from splitglm_glm.export.calibrate import Calibration, ensure_calibration
-from splitglm_glm.export.equalise import channel_factors, column_peaks, equalise_layer
+from splitglm_glm.compress.calibrate import Calibration, ensure_calibration
+from splitglm_glm.compress.equalise import channel_factors, column_peaks, equalise_layer
+from splitglm_glm.compress.quantise import Float32, row_chunks
 from splitglm_glm.export.graph import DataFile, Graph
 from splitglm_glm.export.layers import WeightRecipe, add_decoder_layer, add_embedding, add_head, recipe_for
 from splitglm_glm.export.manifest import BUILDER_VERSION, EMBEDDING, HEAD, GraphFile, GraphsManifest, part_names
-from splitglm_glm.export.quantise import Float32, row_chunks
 
 CALIBRATION = "calibration"  # reported as progress, not a part
 Progress = Callable[[str, int, int], None]

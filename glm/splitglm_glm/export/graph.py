@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from splitglm_core.errors import InternalError
-from splitglm_glm.export.quantise import BlockFormat, Float32, quantise_rows, row_chunks
+from splitglm_glm.compress.quantise import BlockFormat, Float32, quantise_rows, row_chunks
 
 MICROSOFT = "com.microsoft"
 _ALIGNMENT = 4096  # ONNX Runtime maps external tensors; a page-aligned offset maps without a copy

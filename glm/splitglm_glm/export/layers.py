@@ -21,9 +21,9 @@ from onnx import TensorProto
 from splitglm_core.plan import Precision
 from splitglm_core.shapes import ModelShape
 from splitglm_glm.checkpoint import LayerWeights
+from splitglm_glm.compress.quantise import BlockFormat, Float32, choose_block
 from splitglm_glm.config import GlmConfig
 from splitglm_glm.export.graph import MICROSOFT, Graph, StoredTensor
-from splitglm_glm.export.quantise import BlockFormat, Float32, choose_block
 from splitglm_glm.rotary import rotary_pairs
 
 # MatMulNBits quantises the activations of each block to int8 and multiplies integers. Level 0 (float32 arithmetic)

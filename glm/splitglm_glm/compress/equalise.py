@@ -12,7 +12,7 @@ import dataclasses
 import numpy as np
 
 from splitglm_glm.checkpoint import LayerWeights
-from splitglm_glm.export.quantise import Float32
+from splitglm_glm.compress.quantise import Float32
 
 _MOST = 64.0  # bound on a factor: a dead channel must not blow up its partner
 _TINY = 1e-8

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from splitglm_glm.checkpoint import Checkpoint, LayerWeights
+from splitglm_glm.compress.quantise import Float32
 from splitglm_glm.config import GlmConfig
-from splitglm_glm.export.manifest import BUILDER_VERSION
-from splitglm_glm.export.quantise import Float32
 
 CALIBRATION_NAME = "calibration.npz"
+_VERSION = 2  # of the measurement; a calibration of another version is measured again
 _TOKENS = 256
 _SEED = 0
 
@@ -45,7 +45,7 @@ class Calibration:
 def ensure_calibration(
     checkpoint: Checkpoint, directory: Path, on_start: Callable[[], None] | None = None
 ) -> Calibration:
-    """The calibration kept in ``directory``, measured and kept if it is absent or of another checkpoint or builder."""
+    """The calibration kept in ``directory``, measured and kept if it is absent or of another checkpoint or version."""
     path = directory / CALIBRATION_NAME
     found = _read(path, checkpoint)
     if found is not None:
@@ -149,7 +149,7 @@ def _channel_rms(x: Float32) -> Float32:
 
 
 def _stamp(checkpoint: Checkpoint) -> np.ndarray:
-    return np.frombuffer(checkpoint.fingerprint + BUILDER_VERSION.to_bytes(4, "little"), np.uint8)
+    return np.frombuffer(checkpoint.fingerprint + _VERSION.to_bytes(4, "little"), np.uint8)
 
 
 def _read(path: Path, checkpoint: Checkpoint) -> Calibration | None:

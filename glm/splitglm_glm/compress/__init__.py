@@ -1,0 +1,1 @@
+"""Weight compression: block quantisation, and what makes weights easier to quantise."""
