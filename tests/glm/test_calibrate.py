@@ -12,9 +12,10 @@ from glm_factory import write_tiny_checkpoint
 
 from splitglm_core.plan import Precision
 from splitglm_glm.checkpoint import Checkpoint
+from splitglm_glm.compress import calibrate
 from splitglm_glm.compress.calibrate import ensure_calibration, measure_activations
 from splitglm_glm.compress.equalise import channel_factors, column_peaks, equalise_layer
-from splitglm_glm.export import build, calibrate
+from splitglm_glm.export import build
 from splitglm_glm.export.build import ensure_graphs
 from splitglm_glm.runtime import RuntimeOptions
 from splitglm_glm.stack import LayerStack

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from splitglm_core.errors import InputError, InternalError, ModelInvalid, PromptTooLong
 from splitglm_core.plan import Precision
 from splitglm_core.ranges import LayerRange
+from splitglm_glm import kv
 from splitglm_glm.checkpoint import Checkpoint
 from splitglm_glm.export.build import ensure_graphs
 from splitglm_glm.kv import KvCache, LazyBuffer
@@ -287,6 +288,16 @@ def test_reserved_positions_cost_no_memory_until_used(tmp_path: Path) -> None:
     buffer.array[0, :, :4096] = 1.0
     assert 3 << 20 < resident_bytes() - before < 12 << 20
     assert not buffer.array[0, :, 4096:8192].any()
+
+
+def test_scratch_is_given_back_once_when_decoding_starts(stack: LayerStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    trims: list[int] = []
+    monkeypatch.setattr(kv, "trim_heap", lambda: trims.append(1))
+    cache, ids = stack.new_cache(EVERY, 64), token_ids(48)
+    expected = alone(stack, ids)
+    got = [run(stack, cache, ids[:40]), *(run(stack, cache, ids[i : i + 1]) for i in range(40, 48))]
+    assert trims == [1]
+    np.testing.assert_allclose(np.concatenate(got), expected, atol=1e-4)
 
 
 def test_heads_too_narrow_for_the_kernel_are_refused_when_building(tmp_path: Path) -> None:
