@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 
 from splitglm_core import telemetry as names
 
+METRICS_HOST = "127.0.0.1"
 _SECONDS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 
@@ -31,9 +32,12 @@ class Metrics:
         self.wire_bytes = Counter(names.WIRE_BYTES_TOTAL, "Bytes of sealed records", ["direction"], registry=r)
         self.stage = Histogram(names.STAGE_SECONDS, "Seconds by stage", ["stage"], buckets=_SECONDS, registry=r)
 
-    def serve(self, host: str, port: int) -> int:
-        """Serve ``/metrics`` on a thread until ``close``; returns the port (useful with port 0)."""
-        self._server, self._thread = start_http_server(port, addr=host, registry=self.registry)
+    def serve(self, port: int) -> int:
+        """Serve ``/metrics`` on a thread until ``close``; returns the port (useful with port 0).
+
+        On the loopback address only, wherever the service itself listens: the page has no access control.
+        """
+        self._server, self._thread = start_http_server(port, addr=METRICS_HOST, registry=self.registry)
         return int(self._server.server_port)
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import reflection
 from splitglm_cloud.engine import Emit, Engine, Failure
 from splitglm_cloud.executor import InlineExecutor
 from splitglm_cloud.kv_cache import KvLedger
-from splitglm_cloud.metrics import Metrics
+from splitglm_cloud.metrics import METRICS_HOST, Metrics
 from splitglm_cloud.profile import measure_cloud
 from splitglm_cloud.runner import Runner
 from splitglm_cloud.runner_onnx import OnnxRunner
@@ -142,12 +142,12 @@ class CloudServer:
             raise DeviceError(f"cannot listen on {self.settings.listen}", "choose another port with --listen")
         if self.settings.metrics_port is not None:
             try:
-                self.metrics_port = self.metrics.serve(host, self.settings.metrics_port)
+                self.metrics_port = self.metrics.serve(self.settings.metrics_port)
             except OSError as error:
                 self.executor.stop(1.0)
                 await server.stop(None)
                 raise DeviceError(
-                    f"cannot serve metrics on {host}:{self.settings.metrics_port}: {error.strerror}",
+                    f"cannot serve metrics on {METRICS_HOST}:{self.settings.metrics_port}: {error.strerror}",
                     "choose another port with --metrics-port",
                 ) from None
         await server.start()

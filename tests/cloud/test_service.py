@@ -175,6 +175,12 @@ def test_metrics_have_the_declared_names_and_no_content(model: Path, home: Path)
         urllib.request.urlopen(url, timeout=1)  # it ends with the server
 
 
+def test_metrics_are_served_to_this_machine_only(model: Path, home: Path) -> None:
+    with running_cloud(model, home, listen="0.0.0.0:0", allow_anonymous=True, metrics_port=0) as cloud:
+        page = cloud.server.metrics._server
+        assert page is not None and page.server_address[0] == "127.0.0.1"
+
+
 GARBAGE = {
     "empty": b"",
     "pickle": b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x94\x8c\x06system\x94\x93\x94.",

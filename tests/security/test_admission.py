@@ -140,19 +140,25 @@ def test_places_never_leak(events: list[tuple[str, int, float]]) -> None:
     assert admission.half_open == 0 and not admission._of_peer
 
 
-def test_a_network_of_ipv6_addresses_is_one_peer() -> None:
+@pytest.mark.parametrize("written", ["{}", "ipv6:%5B{}%5D"], ids=["plain", "as gRPC writes it"])
+def test_a_network_of_ipv6_addresses_is_one_peer(written: str) -> None:
     admission = Admission()
     for number in range(5):
-        admission.admit(f"2001:db8:1:2::{number:x}", MESSAGE, 0.0)
+        admission.admit(written.format(f"2001:db8:1:2::{number:x}"), MESSAGE, 0.0)
     with pytest.raises(Overloaded):
-        admission.admit("2001:db8:1:2:ffff::9", MESSAGE, 0.0)
-    admission.admit("2001:db8:1:3::1", MESSAGE, 0.0)
+        admission.admit(written.format("2001:db8:1:2:ffff::9"), MESSAGE, 0.0)
+    admission.admit(written.format("2001:db8:1:3::1"), MESSAGE, 0.0)
 
 
 @pytest.mark.parametrize(
     ("address", "name"),
     [
         ("10.1.2.3", "10.1.2.3"),
+        ("ipv4:10.1.2.3", "10.1.2.3"),
+        ("ipv6:%5B2001:db8:1:2:3::9%5D", "2001:db8:1:2::/64"),
+        ("ipv6:[2001:db8:1:2:3::9]", "2001:db8:1:2::/64"),
+        ("ipv6:%5B::ffff:10.1.2.3%5D", "10.1.2.3"),
+        ("ipv6:%5Bfe80::1%25eth0%5D", "fe80::/64"),
         ("::ffff:10.1.2.3", "10.1.2.3"),
         ("[fe80::1%eth0]", "fe80::/64"),
         ("fe80::1%eth0", "fe80::/64"),
