@@ -94,7 +94,7 @@ class CloudDecoder(Decoder):
                 meter.answered(event)
 
     def _stop(self, ticket: int, meter: Meter) -> None:
-        """The reader stopped early: tell the cloud, and learn how far it went."""
+        """The reader stopped early: tell the cloud, and wait until it has. It may have gone further than was read."""
         try:
             self._remote.cancel(ticket)
             for _ in self._tokens(ticket, meter):
@@ -102,8 +102,6 @@ class CloudDecoder(Decoder):
         except SplitGlmError:
             # Nobody waits for this reply any more, so nobody is told; the next one starts afresh.
             self.usable = False
-        else:
-            del self.cached[self._remote.length :]
 
     def close(self) -> None:
         self._remote.close()

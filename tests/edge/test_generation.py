@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -237,9 +238,27 @@ def test_close_from_another_thread_waits_for_the_step_and_ends_the_reply(
     assert truth[1].startswith(generation.text)
 
 
+def until_reachable(generation: Generation) -> None:
+    """Read it whole; right after a failure the cloud counts as gone for as long as it took to fail."""
+    prepare = generation._prepare
+
+    def patient(*values: Any, **names: Any) -> Any:
+        deadline_s = time.monotonic() + 20
+        while True:
+            try:
+                return prepare(*values, **names)
+            except LinkError:
+                if time.monotonic() > deadline_s:
+                    raise
+                time.sleep(0.02)
+
+    generation._prepare = patient
+    generation.result()
+
+
 @pytest.mark.parametrize("arm", ["cloud", "split"])
-def test_closing_a_reply_whose_link_is_dead_raises_nothing(
-    agent_over: AgentOver, link: LinkEmulator, ask: Ask, arm: str
+def test_closing_a_reply_whose_link_is_dead_raises_nothing_and_the_next_one_starts_afresh(
+    agent_over: AgentOver, link: LinkEmulator, ask: Ask, truth: Truth, arm: str
 ) -> None:
     agent = agent_over(timeouts=Timeouts(silence_s=0.5, rejoin_s=0.0))
     talk = agent.new_conversation()
@@ -249,9 +268,12 @@ def test_closing_a_reply_whose_link_is_dead_raises_nothing(
         link.blackhole(direction)
     generation.close()
     assert generation.stats is not None and generation.stats.finish == "cancelled"
+    for direction in link._shapes:
+        link.blackhole(direction, on=False)
+    again = ask(agent, arm, conversation=talk)
+    until_reachable(again)
+    assert again.token_ids == truth[0]
     agent.end_conversation(talk)
-    agent.close()
-    link.reset_all()
 
 
 def test_max_tokens_stay_within_the_context(model: Any, home: Any) -> None:
