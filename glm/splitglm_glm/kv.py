@@ -13,10 +13,13 @@ from splitglm_core.ranges import LayerRange
 from splitglm_glm.config import GlmConfig
 from splitglm_glm.onnx_runtime import ort
 from splitglm_glm.rotary import RotaryTable
+from splitglm_glm.runtime import shrinking_run, trim_heap
 
 # mmap's default is shared memory, which a forked child would write into and which no memory limit counts as ours.
 _PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
 _RECENT_LENGTHS = 3  # bindings kept besides the one of single tokens: prefill chunk, its remainder, draft length
+# A pass this long grows the scratch memory by 100 MB and more; the first single token after it gives that back.
+_SCRATCH_POSITIONS = 32
 
 
 class LazyBuffer:
@@ -72,6 +75,7 @@ class KvCache:
         self._total_length = np.zeros((), np.int32)
         self._positions = (value(self._last_position), value(self._total_length))
         self._bindings: dict[int, LengthBinding] = {}
+        self._scratch_grown = False
 
     @property
     def length(self) -> int:
@@ -130,12 +134,16 @@ class KvCache:
         binding.buffers[layers.start % 2][0] = hidden
         self._last_position[0] = start + n - 1
         self._total_length[...] = start + n
+        release = self._scratch_grown and n == 1
         for layer in layers:
             session = session_of(layer)
             bound = binding.by_layer.get(layer)
             if bound is None:
                 bound = binding.by_layer[layer] = self._bind(session, layer, binding)
-            session.run_with_iobinding(bound)
+            session.run_with_iobinding(bound, shrinking_run() if release and layer == layers.stop - 1 else None)
+        if release:
+            trim_heap()
+        self._scratch_grown = n >= _SCRATCH_POSITIONS or (self._scratch_grown and not release)
         for layer in layers:
             self._lengths[layer - self.layers.start] = start + n
         result: NDArray[np.float32] = binding.buffers[layers.stop % 2][0].copy()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
+import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -166,6 +170,32 @@ def share_arena() -> bool:
             except Exception:
                 _arena_shared = False
         return _arena_shared
+
+
+def shrinking_run() -> ort.RunOptions:
+    """Run options that give the unused part of the shared arena back when the run ends."""
+    options = ort.RunOptions()
+    options.log_severity_level = _SEVERITY_ERROR
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
+
+
+def trim_heap() -> None:
+    """Let glibc give freed memory back to the system (some milliseconds); nothing happens with other C libraries."""
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    if sys.platform != "linux":
+        return None
+    try:
+        found: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+        return found
+    except (OSError, AttributeError):
+        return None
 
 
 def _first_line(error: Exception) -> str:
