@@ -45,9 +45,9 @@ def plans(draw: st.DrawFn) -> SplitPlan:
 
 SAMPLING = st.builds(
     SamplingParams,
-    temperature=st.floats(0, 100),
+    temperature=st.one_of(st.just(0.0), st.floats(0.01, 100)),
     top_k=st.integers(0, 2**20),
-    top_p=st.floats(1e-3, 1),
+    top_p=st.floats(0.01, 1),
     repetition_penalty=st.floats(0.01, 100),
     frequency_penalty=FINITE,
     presence_penalty=FINITE,
