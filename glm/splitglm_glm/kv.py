@@ -18,25 +18,45 @@ from splitglm_glm.runtime import shrinking_run, trim_heap
 # mmap's default is shared memory, which a forked child would write into and which no memory limit counts as ours.
 _PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
 _RECENT_LENGTHS = 3  # bindings kept besides the one of single tokens: prefill chunk, its remainder, draft length
+# Larger ones are made for one pass: that takes a fraction of the pass's time, and every idle request would hold some.
+_KEPT_BINDING_BYTES = 256 << 10
+RELEASE_POSITIONS = 64
+"""A truncation that frees as many positions gives their memory back; undoing a few drafted tokens stays cheap."""
 # A pass this long grows the scratch memory by 100 MB and more; the first single token after it gives that back.
 _SCRATCH_POSITIONS = 32
 
 
 class LazyBuffer:
-    """Zeroed float32 memory that the system commits page by page at first touch.
+    """Zeroed float32 memory ``[..., positions, width]`` that the system commits page by page at first touch.
 
     It is mapped directly and excluded from huge pages: a long capacity costs nothing until positions are used.
     """
 
     def __init__(self, dims: tuple[int, ...]) -> None:
         self.bytes = int(np.prod(dims)) * 4
-        pages = mmap.mmap(-1, max(1, self.bytes), **_PRIVATE)
+        self._pages = pages = mmap.mmap(-1, max(1, self.bytes), **_PRIVATE)
         if hasattr(mmap, "MADV_NOHUGEPAGE"):
             try:
                 pages.madvise(mmap.MADV_NOHUGEPAGE)
             except OSError:  # a kernel without huge pages has nothing to switch off
                 pass
         self.array: NDArray[np.float32] = np.frombuffer(pages, np.float32, int(np.prod(dims))).reshape(dims)
+
+    def release(self, start: int) -> None:
+        """Give the pages that hold nothing but positions from ``start`` on back to the system; they read as zeros then.
+
+        Nothing happens where the system has no such call (Windows).
+        """
+        if not hasattr(mmap, "MADV_DONTNEED") or self.bytes == 0:
+            return
+        row, page = 4 * self.array.shape[-1], mmap.PAGESIZE
+        part = self.bytes if start == 0 else self.array.shape[-2] * row
+        for begin in range(0, self.bytes, part):
+            end = begin + part
+            first = -(-(begin + start * row) // page) * page
+            last = end if end == self.bytes else end // page * page  # the page at the border belongs to both parts
+            if first < last:
+                self._pages.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 class LengthBinding:
@@ -47,6 +67,7 @@ class LengthBinding:
 
     def __init__(self, n: int, hidden: int) -> None:
         self.buffers = tuple(np.zeros((1, n, hidden), np.float32) for _ in range(2))
+        self.bytes = sum(buffer.nbytes for buffer in self.buffers)
         # Two separate arrays on purpose: an OrtValue aliases the array it was made from.
         self.values = tuple(ort.OrtValue.ortvalue_from_numpy(buffer) for buffer in self.buffers)
         self.by_layer: dict[int, ort.IOBinding] = {}
@@ -67,6 +88,7 @@ class KvCache:
         self._hidden = shape.hidden
         self._rotary = rotary
         self._lengths = [0] * len(layers)
+        self._written = [0] * len(layers)  # positions whose memory is committed: at least those held
         dims = (1, shape.kv_heads, capacity, shape.head_dim)
         self._buffers = [(LazyBuffer(dims), LazyBuffer(dims)) for _ in layers]
         value = ort.OrtValue.ortvalue_from_numpy
@@ -95,11 +117,28 @@ class KvCache:
             raise InternalError(f"layers {layers} of a cache hold different numbers of positions")
         return lengths.pop() if lengths else 0
 
+    @property
+    def committed(self) -> int:
+        """Positions that every layer has memory for at this moment, at most."""
+        return max(self._written, default=0)
+
+    def committed_for(self, positions: int) -> int:
+        """What ``committed`` becomes when ``positions`` positions are held."""
+        return max(self.committed, positions)
+
     def truncate(self, length: int) -> None:
-        """Forget positions from ``length`` on; layers that hold fewer are left alone. Nothing is copied or cleared."""
+        """Forget positions from ``length`` on; layers that hold fewer are left alone. Nothing is copied.
+
+        Memory goes back to the system when there is some to speak of (``RELEASE_POSITIONS``) or nothing stays.
+        """
         if length < 0:
             raise InternalError(f"a cache cannot be truncated to {length} positions")
         self._lengths = [min(held, length) for held in self._lengths]
+        for index, (held, written) in enumerate(zip(self._lengths, self._written, strict=True)):
+            if written - held >= RELEASE_POSITIONS or (held == 0 and written):
+                for buffer in self._buffers[index]:
+                    buffer.release(held)
+                self._written[index] = held
 
     def bytes_reserved(self) -> int:
         """Address space of keys and values; memory is committed only for positions that were used."""
@@ -110,7 +149,7 @@ class KvCache:
         self._bindings.clear()
         self._values.clear()
         self._buffers.clear()
-        self._lengths = []
+        self._lengths, self._written = [], []
         self.layers = LayerRange(self.layers.start, self.layers.start)
 
     def run(
@@ -136,6 +175,8 @@ class KvCache:
         self._total_length[...] = start + n
         release = self._scratch_grown and n == 1
         for layer in layers:
+            at = layer - self.layers.start
+            self._written[at] = max(self._written[at], start + n)  # also when the pass fails half-way
             session = session_of(layer)
             bound = binding.by_layer.get(layer)
             if bound is None:
@@ -150,12 +191,12 @@ class KvCache:
         return result
 
     def _binding(self, n: int) -> LengthBinding:
-        found = self._bindings.pop(n, None)
-        if found is None:
-            others = [length for length in self._bindings if length != 1]
-            if n != 1 and len(others) >= _RECENT_LENGTHS:
-                del self._bindings[others[0]]  # dicts keep insertion order: the least recently used is first
-            found = LengthBinding(n, self._hidden)
+        found = self._bindings.pop(n, None) or LengthBinding(n, self._hidden)
+        if found.bytes > _KEPT_BINDING_BYTES:
+            return found
+        others = [length for length in self._bindings if length != 1]
+        if n != 1 and len(others) >= _RECENT_LENGTHS:
+            del self._bindings[others[0]]  # dicts keep insertion order: the least recently used is first
         self._bindings[n] = found
         return found
 

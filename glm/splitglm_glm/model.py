@@ -130,10 +130,11 @@ class Block(nn.Module):
 
 
 class TorchKvCache:
-    """Keys and values of one request for ``layers``, allocated once for ``capacity`` positions.
+    """Keys and values of one request for ``layers``, up to ``capacity`` positions.
 
     Each layer counts its own positions, because a front and a tail that share a cache advance one after the other.
-    Memory of positions never written is not touched (and not committed by the system on a CPU).
+    Memory is for 64 positions times a power of two: it doubles (and is copied) when positions need it, and shrinks when
+    a truncation leaves less than a quarter in use.
     """
 
     def __init__(
@@ -146,9 +147,9 @@ class TorchKvCache:
             raise InternalError(f"layers {layers} are outside the {config.shape.layers} layers of this model")
         self.layers = layers
         self.capacity = capacity
-        size = (config.shape.kv_heads, capacity, config.shape.head_dim)  # [g, capacity, d]
-        self._keys = {layer: torch.empty(size, dtype=dtype, device=device) for layer in layers}
-        self._values = {layer: torch.empty(size, dtype=dtype, device=device) for layer in layers}
+        nothing = torch.empty((config.shape.kv_heads, 0, config.shape.head_dim), dtype=dtype, device=device)
+        self._keys = dict.fromkeys(layers, nothing)  # [g, committed, d]
+        self._values = dict.fromkeys(layers, nothing)
         self._lengths = dict.fromkeys(layers, 0)
         self._closed = False
 
@@ -181,9 +182,28 @@ class TorchKvCache:
         if not 0 <= length <= max(self._lengths.values(), default=0):
             raise InternalError(f"cannot truncate a KV cache of {self.length} positions to {length}")
         self._lengths = {layer: min(held, length) for layer, held in self._lengths.items()}
+        for layer, held in self._lengths.items():
+            if 4 * held < self._keys[layer].shape[1] > self.committed_for(held):
+                self._resize(layer, self.committed_for(held))
+
+    @property
+    def committed(self) -> int:
+        """Positions that every layer has memory for at this moment, at most."""
+        return max((keys.shape[1] for keys in self._keys.values()), default=0)
+
+    def committed_for(self, positions: int) -> int:
+        """What a layer needs memory for when it holds ``positions`` positions."""
+        return min(self.capacity, 1 << (max(positions, 64) - 1).bit_length()) if positions else 0
+
+    def _resize(self, layer: int, positions: int) -> None:
+        held = self._lengths[layer]
+        for buffers in (self._keys, self._values):
+            old = buffers[layer]
+            buffers[layer] = old.new_empty((old.shape[0], positions, old.shape[2]))
+            buffers[layer][:, :held] = old[:, :held]
 
     def bytes_reserved(self) -> int:
-        """Address space of the buffers in bytes, written or not."""
+        """Bytes of the buffers, written or not."""
         return sum(tensor.nbytes for tensor in (*self._keys.values(), *self._values.values()))
 
     def close(self) -> None:
@@ -199,6 +219,8 @@ class TorchKvCache:
         Does not advance the layer's length: ``commit`` does, when the whole call has succeeded.
         """
         n, p = q.shape[0], self._lengths[layer]
+        if p + n > self._keys[layer].shape[1]:
+            self._resize(layer, self.committed_for(p + n))
         keys, values = self._keys[layer][:, : p + n], self._values[layer][:, : p + n]  # [g, m, d]
         keys[:, p:] = k.transpose(0, 1)
         values[:, p:] = v.transpose(0, 1)

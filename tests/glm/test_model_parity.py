@@ -244,9 +244,39 @@ def test_an_empty_call_changes_nothing(small: GlmModel) -> None:
     assert cache.length == 0
 
 
+def test_a_cache_holds_memory_for_what_it_holds_not_for_what_it_may_hold(small: GlmModel) -> None:
+    layers = LayerRange(0, 2)
+    cache: TorchKvCache = small.new_cache(layers, 512)
+    one = 2 * 2 * 2 * 16 * 4  # K and V, layers, heads, head_dim, bytes
+    assert cache.bytes_reserved() == cache.committed == 0
+    sizes = []
+    for n in (1, 63, 1, 135, 300):
+        assert cache.committed_for(cache.length + n) >= cache.length + n
+        expected = max(cache.committed, cache.committed_for(cache.length + n))
+        small(small.embed(torch.arange(n) % 256), cache, layers)
+        assert cache.committed == expected and cache.bytes_reserved() == expected * one
+        sizes.append(cache.committed)
+    assert sizes == [64, 64, 128, 256, 512]
+    for length, committed in ((200, 512), (128, 512), (127, 128), (20, 64), (0, 0)):
+        cache.truncate(length)
+        assert (cache.length, cache.committed) == (length, committed)
+
+
+def test_growing_and_shrinking_a_cache_changes_no_result(small: GlmModel) -> None:
+    layers, ids = LayerRange(0, 2), torch.arange(150) % 256
+    whole = small(small.embed(ids), small.new_cache(layers, 512), layers)
+    cache = small.new_cache(layers, 512)
+    small(small.embed(ids[:40]), cache, layers)
+    small(small.embed(ids.flip(0)), cache, layers)  # grows, and is taken back with what it wrote
+    cache.truncate(40)
+    parts = [small(small.embed(ids[at : at + 11]), cache, layers) for at in range(40, 150, 11)]
+    torch.testing.assert_close(torch.cat(parts), whole[40:], atol=1e-5, rtol=1e-5)
+
+
 def test_a_closed_cache_frees_its_memory_and_refuses_use(small: GlmModel) -> None:
     layers = LayerRange(0, 2)
     cache: TorchKvCache = small.new_cache(layers, 4)
+    small(small.embed(torch.arange(3)), cache, layers)
     assert cache.bytes_reserved() == 2 * 2 * 4 * 2 * 16 * 4  # K and V, layers, positions, heads, head_dim, bytes
     cache.close()
     cache.close()

@@ -23,7 +23,7 @@ from splitglm_core.ranges import LayerRange
 from splitglm_glm import kv
 from splitglm_glm.checkpoint import Checkpoint
 from splitglm_glm.export.build import ensure_graphs
-from splitglm_glm.kv import KvCache, LazyBuffer
+from splitglm_glm.kv import _KEPT_BINDING_BYTES, RELEASE_POSITIONS, KvCache, LazyBuffer
 from splitglm_glm.rotary import rotary_pairs
 from splitglm_glm.runtime import CPU, RuntimeOptions
 from splitglm_glm.stack import LayerStack
@@ -298,6 +298,54 @@ def test_scratch_is_given_back_once_when_decoding_starts(stack: LayerStack, monk
     got = [run(stack, cache, ids[:40]), *(run(stack, cache, ids[i : i + 1]) for i in range(40, 48))]
     assert trims == [1]
     np.testing.assert_allclose(np.concatenate(got), expected, atol=1e-4)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the pages of the mapping")
+@pytest.mark.parametrize("kept", [0, 1, 100, 4096 - 64])
+def test_released_positions_give_their_memory_back_and_no_others(kept: int) -> None:
+    heads, positions, width = 3, 5000, 24  # heads that begin in the middle of a page
+    buffer = LazyBuffer((1, heads, positions, width))
+    buffer.array[:] = 7.0
+    before = resident_bytes()
+    buffer.release(kept)
+    freed = before - resident_bytes()
+    wanted = heads * (positions - kept) * 4 * width
+    assert abs(freed - wanted) < 64 << 10
+    assert (buffer.array[:, :, :kept] == 7.0).all()
+    buffer.array[:, :, kept:] = 1.0  # and can be written again
+    assert (buffer.array[:, :, :kept] == 7.0).all()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_truncated_cache_keeps_memory_for_what_it_keeps(stack: LayerStack) -> None:
+    cache = stack.new_cache(EVERY, 512)
+    run(stack, cache, token_ids(400))
+    assert cache.committed == 400
+    cache.truncate(400 - RELEASE_POSITIONS + 1)
+    assert cache.committed == 400  # undoing a draft costs no system call
+    cache.truncate(400 - RELEASE_POSITIONS)
+    assert cache.committed == cache.length == 400 - RELEASE_POSITIONS
+    for length in range(cache.length, 0, -RELEASE_POSITIONS // 2):  # nor can small steps hide anything
+        cache.truncate(length)
+        assert cache.length <= cache.committed < cache.length + RELEASE_POSITIONS
+    kept = {id(key): key.array.copy() for key, _ in cache._buffers}
+    run(stack, cache, token_ids(100, seed=2))
+    cache.truncate(0)
+    assert cache.committed == 0
+    assert all(not key.array.any() and kept[id(key)].any() for key, _ in cache._buffers)
+
+
+def test_buffers_of_long_passes_are_not_kept_for_idle_requests(stack: LayerStack) -> None:
+    cache = stack.new_cache(EVERY, 512)
+    for n in (1, 300, 5, 9, 7, 3):
+        cache.truncate(0)
+        run(stack, cache, token_ids(n))
+    cache.truncate(0)
+    huge = 1 + _KEPT_BINDING_BYTES // (2 * 4 * stack.config.shape.hidden)
+    assert huge > 500  # on this tiny model every pass would be kept
+    assert sorted(cache._bindings) == [1, 3, 7, 9]
+    assert cache._binding(huge) is not cache._binding(huge)
+    assert huge not in cache._bindings and len(cache._bindings) == 4
 
 
 def test_heads_too_narrow_for_the_kernel_are_refused_when_building(tmp_path: Path) -> None:
