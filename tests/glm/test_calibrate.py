@@ -106,6 +106,6 @@ def test_calibration_is_kept_and_redone_for_another_checkpoint(tmp_path: Path, m
     assert started == []
     ensure_calibration(other, tmp_path, lambda: started.append(2))
     assert started == [2]
-    (tmp_path / calibrate.CALIBRATION_NAME).write_bytes(b"PK\x03\x04 not an archive")
+    (tmp_path / calibrate.calibration_name(other)).write_bytes(b"not safetensors")
     ensure_calibration(other, tmp_path, lambda: started.append(3))
     assert started == [2, 3]

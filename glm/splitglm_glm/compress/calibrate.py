@@ -6,21 +6,20 @@ text, so random ids serve and no data set is needed. The forward pass is plain f
 
 from __future__ import annotations
 
-import io
-import zipfile
-import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
+from splitglm_core.errors import ModelInvalid
 from splitglm_glm.checkpoint import Checkpoint, LayerWeights
 from splitglm_glm.compress.quantise import Float32
 from splitglm_glm.config import GlmConfig
+from splitglm_glm.tensor_files import read_header, read_tensor
+from splitglm_glm.tensor_writer import TensorPlan, write_tensors
 
-CALIBRATION_NAME = "calibration.npz"
-_VERSION = 2  # of the measurement; a calibration of another version is measured again
+_VERSION = 3  # of the measurement; a calibration of another version is measured again
 _TOKENS = 256
 _SEED = 0
 
@@ -42,28 +41,25 @@ class Calibration:
     head_in: Float32
 
 
+def calibration_name(checkpoint: Checkpoint) -> str:
+    """File name that belongs to one checkpoint and one version of the measurement."""
+    return f"calibration-{_VERSION}-{checkpoint.fingerprint.hex()[:16]}.safetensors"
+
+
 def ensure_calibration(
     checkpoint: Checkpoint, directory: Path, on_start: Callable[[], None] | None = None
 ) -> Calibration:
     """The calibration kept in ``directory``, measured and kept if it is absent or of another checkpoint or version."""
-    path = directory / CALIBRATION_NAME
+    path = directory / calibration_name(checkpoint)
     found = _read(path, checkpoint)
     if found is not None:
         return found
     if on_start is not None:
         on_start()
     measured = measure_activations(checkpoint)
-    content = io.BytesIO()
-    np.savez(
-        content,
-        attention_in=measured.attention_in,
-        mlp_in=measured.mlp_in,
-        activated=measured.activated,
-        head_in=measured.head_in,
-        stamp=_stamp(checkpoint),
-    )
     staged = path.with_suffix(".part")
-    staged.write_bytes(content.getvalue())
+    named = ((field.name, getattr(measured, field.name)) for field in fields(Calibration))
+    write_tensors(staged, (TensorPlan(name, array.shape, (array,)) for name, array in named))
     staged.replace(path)
     return measured
 
@@ -148,10 +144,6 @@ def _channel_rms(x: Float32) -> Float32:
     return rms
 
 
-def _stamp(checkpoint: Checkpoint) -> np.ndarray:
-    return np.frombuffer(checkpoint.fingerprint + _VERSION.to_bytes(4, "little"), np.uint8)
-
-
 def _read(path: Path, checkpoint: Checkpoint) -> Calibration | None:
     shape = checkpoint.config.shape
     dims = {
@@ -161,12 +153,10 @@ def _read(path: Path, checkpoint: Checkpoint) -> Calibration | None:
         "head_in": (shape.hidden,),
     }
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            if not np.array_equal(stored["stamp"], _stamp(checkpoint)):
-                return None
-            arrays = {name: stored[name].astype(np.float32) for name in dims}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        header = read_header(path)
+        arrays = {name: read_tensor(header[name], name) for name in dims}
+    except (OSError, KeyError, ModelInvalid):
         return None
-    if any(arrays[name].shape != expected or not np.isfinite(arrays[name]).all() for name, expected in dims.items()):
+    if any(arrays[name].shape != expected for name, expected in dims.items()):
         return None
     return Calibration(**arrays)
