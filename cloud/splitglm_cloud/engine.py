@@ -11,6 +11,7 @@ import math
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from splitglm_cloud.runner import Cache, Hidden, Runner
 from splitglm_cloud.scheduler import Scheduler, Work
 from splitglm_core.clock import Clock
 from splitglm_core.errors import BadTensor, InputError
+from splitglm_core.plan import Codec
 from splitglm_glm.sampling import Sampler
 from splitglm_wire import codec
 from splitglm_wire.cloud import Configure, Output
@@ -27,14 +29,22 @@ from splitglm_wire.frames import ErrorCode, Reply, Rows, Step
 
 log = logging.getLogger(__name__)
 
+MAX_WORK_ROWS: Final = 256
+"""A longer step is computed in parts of as many rows, so that others' tokens wait for one part and not for all."""
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A step that could not be computed; the session lives on."""
+    """A step that could not be computed; the session lives on.
+
+    Attributes:
+        missing_bytes: keys and values that others would have to give back before it can be; 0 when not known.
+    """
 
     seq: int
     code: ErrorCode
     text: str
+    missing_bytes: int = 0
 
 
 Emit = Callable[[int, Output | Failure], None]
@@ -46,9 +56,13 @@ class _Run:
 
     step: Step
     submitted_s: float
+    inputs: NDArray[Any] | None = None  # token ids or hidden states, decoded when the first part runs
+    done: int = 0  # rows that have run
+    outputs: list[Hidden] = field(default_factory=list)  # of the parts, when all of them are wanted
     generated: int = 0
     aborted: bool = False
     queue_us: int = -1
+    compute_us: int = 0
 
 
 @dataclass(slots=True)
@@ -71,6 +85,7 @@ class Engine:
         self._clock = clock
         self._emit = emit
         self._slots: dict[int, _Slot] = {}
+        self._unmade: dict[int, Configure] = {}  # sessions whose state could not be made
 
     @property
     def waiting(self) -> int:
@@ -81,13 +96,25 @@ class Engine:
         return len(self._slots)
 
     def configure(self, session: int, config: Configure) -> None:
-        """Make a session ready for a reply: cache of its back, cut to what is kept, sampler with its history."""
+        """Make a session ready for a reply: cache of its back, cut to what is kept, sampler with its history.
+
+        Where that fails, for want of memory, each step of the session tries again and is refused if it fails again.
+        """
+        self._unmade.pop(session, None)
+        try:
+            self._configure(session, config)
+        except Exception as error:  # the device has been told that its session is open, so its next step says more
+            log.error("a session could not be made: %s", type(error).__name__)
+            self.drop(session)
+            self._unmade[session] = config
+
+    def _configure(self, session: int, config: Configure) -> None:
         slot = self._slots.get(session)
         back = config.plan.back
         if slot is not None and (slot.cache.layers != back or slot.cache.capacity < config.context):
             self.drop(session)
             slot = None
-        sampler = Sampler(config.sampling, config.generated)
+        sampler = Sampler(config.sampling, config.generated if config.sampling.needs_history else ())
         deadline_s = self._clock.now_s() + config.deadline_ms / 1000 if config.deadline_ms else math.inf
         if slot is None:
             self._slots[session] = _Slot(config, self._runner.new_cache(back, config.context), sampler, deadline_s)
@@ -96,12 +123,16 @@ class Engine:
             self.cut(session, config.keep)
 
     def submit(self, session: int, step: Step) -> None:
+        if session in self._unmade:
+            self.configure(session, self._unmade[session])
         slot = self._slots.get(session)
-        if slot is None or slot.run is not None:
-            self._emit(session, Failure(step.seq, ErrorCode.INTERNAL, "the session cannot take a step now"))
-            return
-        slot.run = _Run(step, self._clock.now_s())
-        self._schedule(session, slot, step.rows)
+        if session in self._unmade:
+            self._emit(session, Failure(step.seq, ErrorCode.OVERLOADED, "no memory for another session"))
+        elif slot is None or slot.run is not None or step.base != slot.cache.length:
+            self._emit(session, Failure(step.seq, ErrorCode.INTERNAL, "the session cannot take this step now"))
+        else:
+            slot.run = _Run(step, self._clock.now_s())
+            self._schedule(session, slot)
 
     def abort(self, session: int, seq: int) -> None:
         slot = self._slots.get(session)
@@ -112,11 +143,12 @@ class Engine:
         slot = self._slots.get(session)
         if slot is not None:
             slot.cache.truncate(min(length, slot.cache.length))
-            self._ledger.shrink(session, layers=len(slot.cache.layers), positions=slot.cache.length)
+            self._ledger.shrink(session, layers=len(slot.cache.layers), positions=slot.cache.committed)
 
     def drop(self, session: int) -> None:
         """Free everything a session holds."""
         self._scheduler.remove(session)
+        self._unmade.pop(session, None)
         slot = self._slots.pop(session, None)
         if slot is not None:
             slot.cache.close()
@@ -124,7 +156,7 @@ class Engine:
 
     def close(self) -> None:
         """Free everything of every session."""
-        for session in list(self._slots):
+        for session in [*self._slots, *self._unmade]:
             self.drop(session)
 
     def turn(self) -> bool:
@@ -140,8 +172,8 @@ class Engine:
             self._settle(session, outcome)
         return True
 
-    def _run(self, work: Work) -> Output | Failure:
-        """Compute one work; whatever goes wrong concerns its session only."""
+    def _run(self, work: Work) -> Output | Failure | None:
+        """Compute one work; None when more parts of its step follow. Whatever goes wrong concerns its session only."""
         slot = self._slots[work.session]
         run = slot.run
         if run is None:
@@ -151,12 +183,14 @@ class Engine:
             run.queue_us = int(1e6 * (started_s - run.submitted_s))
         if started_s > slot.deadline_s:
             return Failure(work.seq, ErrorCode.DEADLINE, "the deadline passed before the step ran")
-        layers = len(slot.cache.layers)
-        if not self._ledger.grow(work.session, layers=layers, positions=work.base + work.rows):
-            return Failure(work.seq, ErrorCode.OVERLOADED, "no memory for keys and values")
+        size = {"layers": len(slot.cache.layers), "positions": slot.cache.committed_for(work.base + work.rows)}
+        if not self._ledger.grow(work.session, **size):
+            missing = self._ledger.missing_bytes(work.session, **size)
+            return Failure(work.seq, ErrorCode.OVERLOADED, "no memory for keys and values", missing)
         try:
-            hidden = self._runner.forward(self._input(slot, run), slot.cache, work.layers)
-            rows, payload, token = self._answer(slot, run, hidden)
+            hidden = self._runner.forward(self._input(slot, run, work.rows), slot.cache, work.layers)
+            run.done += 0 if run.generated else work.rows
+            answer = self._answer(slot, run, hidden)
         except BadTensor as error:
             return Failure(work.seq, ErrorCode.BAD_TENSOR, error.what)
         except InputError as error:
@@ -164,30 +198,43 @@ class Engine:
         except Exception as error:  # the engine must outlive any one step; content never reaches the log
             log.error("step failed: %s", type(error).__name__)
             return Failure(work.seq, ErrorCode.INTERNAL, "the step failed in the cloud")
+        run.compute_us += int(1e6 * (self._clock.now_s() - started_s))
+        if answer is None:
+            return None
+        rows, payload, token = answer
         last = True
         if token is not None:
             run.generated += 1
             stop = token in slot.config.stop_ids
             last = run.aborted or stop or run.generated >= run.step.generate
-        compute_us = int(1e6 * (self._clock.now_s() - started_s))
-        queue_us, run.queue_us = run.queue_us, 0  # told once: a device adds up the parts of a step
+        # Times are told once: a device adds up the parts of a reply.
+        queue_us, run.queue_us, compute_us, run.compute_us = run.queue_us, 0, run.compute_us, 0
         return Output(work.seq, rows, payload, last, queue_us, compute_us)
 
-    def _input(self, slot: _Slot, run: _Run) -> Hidden:
-        step = run.step
+    def _input(self, slot: _Slot, run: _Run, rows: int) -> Hidden:
+        """The next ``rows`` rows of the step, or the row of the token generated last."""
         if run.generated:
             return self._runner.embed(slot.next_ids)
-        if step.rows_kind is Rows.IDS:
-            ids = np.frombuffer(step.payload, "<u4").astype(np.int64)
-            if int(ids.max()) >= self._runner.shape.vocab:
-                raise BadTensor("a token id is outside the vocabulary")
-            return self._runner.embed(ids)
-        hidden = self._runner.shape.hidden
-        return codec.decode(step.payload, slot.config.plan.codec, rows=step.rows, hidden=hidden, base=step.base)
+        if run.inputs is None:
+            run.inputs = self._decoded(run.step, slot.config.plan.codec)
+        part = run.inputs[run.done : run.done + rows]
+        return self._runner.embed(part) if run.step.rows_kind is Rows.IDS else part
 
-    def _answer(self, slot: _Slot, run: _Run, hidden: Hidden) -> tuple[int, bytes, int | None]:
-        """Rows, payload and (when one was sampled) the token of the output."""
+    def _decoded(self, step: Step, coded: Codec) -> NDArray[Any]:
+        if step.rows_kind is Rows.HIDDEN:
+            return codec.decode(step.payload, coded, rows=step.rows, hidden=self._runner.shape.hidden, base=step.base)
+        ids: NDArray[np.int64] = np.frombuffer(step.payload, "<u4").astype(np.int64)
+        if int(ids.max()) >= self._runner.shape.vocab:
+            raise BadTensor("a token id is outside the vocabulary")
+        return ids
+
+    def _answer(self, slot: _Slot, run: _Run, hidden: Hidden) -> tuple[int, bytes, int | None] | None:
+        """Rows, payload and (when one was sampled) the token of the output; None before the step's last part."""
         step = run.step
+        if step.reply is Reply.ALL_HIDDEN:
+            run.outputs.append(hidden)
+        if run.done < step.rows:
+            return None
         if step.reply is Reply.ACK:
             return 0, b"", None
         position = slot.cache.length
@@ -197,28 +244,31 @@ class Engine:
             slot.sampler.commit(token)
             slot.next_ids = np.array([token], np.int64)
             return 1, struct.pack("<I", token), token
-        rows = hidden if step.reply is Reply.ALL_HIDDEN else hidden[-1:]
+        rows = np.concatenate(run.outputs) if step.reply is Reply.ALL_HIDDEN else hidden[-1:]
         return len(rows), codec.encode(rows, slot.config.plan.codec, base=position - len(rows)), None
 
-    def _settle(self, session: int, outcome: Output | Failure) -> None:
+    def _settle(self, session: int, outcome: Output | Failure | None) -> None:
         slot = self._slots.get(session)
         if slot is None or slot.run is None:
             return
-        if isinstance(outcome, Output) and not outcome.last:
-            self._schedule(session, slot, 1)
+        if outcome is None or (isinstance(outcome, Output) and not outcome.last):
+            self._schedule(session, slot)
         else:
             slot.run = None
-        self._emit(session, outcome)
+        if outcome is not None:
+            self._emit(session, outcome)
 
-    def _schedule(self, session: int, slot: _Slot, rows: int) -> None:
+    def _schedule(self, session: int, slot: _Slot) -> None:
+        """Queue the next part of the session's step, or its next token."""
         run = slot.run
         if run is not None:
+            left = run.step.rows - run.done
             self._scheduler.add(
                 Work(
                     session=session,
                     seq=run.step.seq,
                     layers=slot.cache.layers,
                     base=slot.cache.length,
-                    rows=rows,
+                    rows=min(MAX_WORK_ROWS, left) if left else 1,
                 )
             )

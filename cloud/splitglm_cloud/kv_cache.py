@@ -1,7 +1,8 @@
 """The ledger of KV memory: who holds how many pages. Pure accounting; the arrays belong to the runner.
 
-A page is ``PAGE_POSITIONS`` positions of one layer. The runner commits cache memory only when positions are written, so
-counting pages as a session grows bounds what the process really uses.
+A page is ``PAGE_POSITIONS`` positions of one layer. What is counted is the memory that a cache has committed, not the
+positions it holds: a cache commits memory as positions are written and gives it back when it is cut
+(``Cache.committed``), so the budget bounds what the process really uses.
 """
 
 from __future__ import annotations
@@ -46,6 +47,11 @@ class KvLedger:
         self._held[session] = wanted
         self._used += more
         return True
+
+    def missing_bytes(self, session: int, *, layers: int, positions: int) -> int:
+        """What others would have to give back before ``grow`` succeeds."""
+        more = layers * -(-positions // PAGE_POSITIONS) - self._held.get(session, 0)
+        return max(0, self._used + more - self._budget) * self._page_bytes
 
     def shrink(self, session: int, *, layers: int, positions: int) -> None:
         """Give back the pages beyond ``positions``."""

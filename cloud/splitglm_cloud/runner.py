@@ -25,6 +25,13 @@ class Cache(Protocol):
     @property
     def length(self) -> int: ...
 
+    @property
+    def committed(self) -> int:
+        """Positions that memory is held for at this moment, in each layer; never less than ``length``."""
+
+    def committed_for(self, positions: int) -> int:
+        """At least what ``committed`` becomes when the cache grows to ``positions``."""
+
     def truncate(self, length: int) -> None:
         """Forget positions from ``length`` on; their memory is never read again before it is overwritten."""
 

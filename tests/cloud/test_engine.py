@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from splitglm_cloud.engine import Engine, Failure
+from splitglm_cloud.engine import MAX_WORK_ROWS, Engine, Failure
 from splitglm_cloud.kv_cache import PAGE_POSITIONS, KvLedger
 from splitglm_cloud.runner import Runner
 from splitglm_cloud.runner_onnx import OnnxRunner
@@ -292,6 +292,146 @@ def test_abort_ends_generation_after_the_present_token(onnx_bench: Bench) -> Non
     assert isinstance(bench.last(1), Output) and bench.last(1).last  # type: ignore[union-attr]
 
 
+def parts_of(ids: list[int]) -> list[list[int]]:
+    return [ids[at : at + MAX_WORK_ROWS] for at in range(0, len(ids), MAX_WORK_ROWS)]
+
+
+LONG = [int(i) for i in np.random.default_rng(1).integers(0, 256, MAX_WORK_ROWS + 90)]
+ROOMY = {"context": 500}
+
+
+def test_a_long_step_is_computed_in_parts_and_says_what_the_parts_say(bench: Bench) -> None:
+    everything = LayerRange(0, LAYERS)
+    cache = bench.runner.new_cache(everything, 500)
+    for part in parts_of(LONG):
+        hidden = bench.runner.forward(bench.runner.embed(np.array(part, np.int64)), cache, everything)
+    expected = Sampler(SAMPLED).pick(bench.runner.logits(hidden[-1:])[0], len(LONG))
+    bench.configure(1, CLOUD, **ROOMY)
+    bench.engine.submit(1, ids_step(LONG, generate=1))
+    turns = 0
+    while bench.engine.turn():
+        turns += 1
+    assert turns == len(parts_of(LONG)) == 2
+    assert bench.tokens(1) == [expected] and len(bench.results[1]) == 1
+
+
+@pytest.mark.parametrize("reply", [Reply.ALL_HIDDEN, Reply.LAST_HIDDEN, Reply.ACK])
+def test_a_long_step_of_hidden_states_is_answered_once_and_whole(onnx_bench: Bench, reply: Reply) -> None:
+    bench, back = onnx_bench, LayerRange(1, 3)
+    rows = np.random.default_rng(2).standard_normal((len(LONG), bench.runner.shape.hidden)).astype(np.float32)
+    cache = bench.runner.new_cache(back, 500)
+    cuts = range(0, len(LONG), MAX_WORK_ROWS)
+    expected = np.concatenate([bench.runner.forward(rows[at : at + MAX_WORK_ROWS], cache, back) for at in cuts])
+    bench.configure(1, USHAPE, **ROOMY)
+    bench.engine.submit(1, hidden_step(rows, reply=reply))
+    bench.run()
+    (output,) = bench.results[1]
+    assert isinstance(output, Output) and output.last
+    wanted = {Reply.ALL_HIDDEN: expected, Reply.LAST_HIDDEN: expected[-1:], Reply.ACK: expected[:0]}[reply]
+    np.testing.assert_array_equal(np.frombuffer(output.payload, "<f4").reshape(output.rows, wanted.shape[1]), wanted)
+
+
+def test_a_token_waits_for_one_part_of_anothers_prompt_and_not_for_all_of_it(onnx_bench: Bench) -> None:
+    bench = onnx_bench
+    bench.configure(1, CLOUD, **ROOMY)
+    bench.configure(2, CLOUD)
+    bench.engine.submit(1, ids_step(LONG, generate=1))
+    bench.engine.turn()
+    bench.engine.submit(2, ids_step([5], generate=3))
+    for _ in range(3):
+        bench.engine.turn()
+    assert len(bench.tokens(2)) == 3 and bench.tokens(1) == []
+    bench.run()
+    assert len(bench.tokens(1)) == 1
+
+
+def test_a_long_step_that_goes_wrong_in_its_second_part_is_one_failure(onnx_bench: Bench) -> None:
+    bench = onnx_bench
+    bench.configure(1, CLOUD, deadline_ms=500, **ROOMY)
+    bench.engine.submit(1, ids_step(LONG, generate=3))
+    bench.engine.turn()
+    bench.clock.time_s += 0.6
+    bench.run()
+    assert [o.code for o in bench.results[1] if isinstance(o, Failure)] == [ErrorCode.DEADLINE]
+    assert len(bench.results[1]) == 1
+    bench.engine.cut(1, 0)
+    bench.configure(1, CLOUD)
+    bench.engine.submit(1, ids_step(PROMPT, generate=3))
+    bench.run()
+    assert bench.tokens(1) == expected_tokens(bench.runner, PROMPT, 3)
+
+
+def test_a_step_that_does_not_begin_where_the_cache_ends_is_never_computed(onnx_bench: Bench) -> None:
+    onnx_bench.configure(1, CLOUD)
+    onnx_bench.engine.submit(1, ids_step(PROMPT, base=5))
+    failure = onnx_bench.last(1)
+    assert isinstance(failure, Failure) and failure.code is ErrorCode.INTERNAL
+    assert onnx_bench.engine.turn() is False
+
+
+class Cramped:
+    """A runner without memory for another cache while ``full``."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self.full = True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runner, name)
+
+    def new_cache(self, layers: LayerRange, capacity: int) -> Any:
+        if self.full:
+            raise MemoryError
+        return self._runner.new_cache(layers, capacity)
+
+
+def test_a_session_without_memory_is_told_overloaded_and_served_when_there_is_some(onnx: Runner) -> None:
+    cramped = Cramped(onnx)
+    bench = Bench(cramped)  # type: ignore[arg-type]
+    bench.configure(1, CLOUD)
+    for _ in range(2):
+        bench.engine.submit(1, ids_step(PROMPT, generate=3))
+        bench.run()
+        failure = bench.last(1)
+        assert isinstance(failure, Failure) and failure.code is ErrorCode.OVERLOADED
+    cramped.full = False
+    bench.engine.submit(1, ids_step(PROMPT, generate=3))
+    bench.run()
+    assert bench.tokens(1) == expected_tokens(onnx, PROMPT, 3)
+    cramped.full = True
+    bench.configure(2, CLOUD)
+    bench.engine.drop(2)
+    bench.engine.submit(2, ids_step(PROMPT))
+    unknown = bench.last(2)
+    assert isinstance(unknown, Failure) and unknown.code is ErrorCode.INTERNAL  # dropped is dropped
+
+
+@pytest.mark.parametrize("kind", ["onnx", "torch"])
+def test_the_ledger_counts_what_caches_have_committed(onnx: Runner, torch_runner: Runner, kind: str) -> None:
+    """Not what they hold: many sessions that fill their caches and forget it all must not hold memory for free."""
+    bench = Bench(onnx if kind == "onnx" else torch_runner)
+    one = bench.runner.shape.kv_bytes_per_token(layers=LAYERS)
+    bench.configure(1, CLOUD)
+    cache = bench.engine._slots[1].cache
+    assert bench.ledger.used_bytes == 0 == cache.committed
+    for seq, (base, rows, cut) in enumerate([(0, 150, 149), (149, 1, 20), (20, 200, 100), (100, 20, 0)], start=1):
+        bench.engine.submit(1, ids_step([1] * rows, seq=seq, base=base, reply=Reply.ACK))
+        bench.run()
+        assert cache.length <= cache.committed and cache.committed * one <= bench.ledger.used_bytes
+        bench.engine.cut(1, cut)
+        pages = -(-cache.committed // PAGE_POSITIONS)
+        assert bench.ledger.used_bytes == pages * PAGE_POSITIONS * one
+    assert bench.ledger.used_bytes == 0 == cache.committed
+
+
+def test_history_that_no_penalty_looks_at_is_not_kept(onnx_bench: Bench) -> None:
+    history = tuple(range(100))
+    onnx_bench.configure(1, CLOUD, SamplingParams(temperature=1.0, seed=3), generated=history)
+    onnx_bench.configure(2, CLOUD, SAMPLED, generated=history)
+    counts = [onnx_bench.engine._slots[session].sampler._counts for session in (1, 2)]
+    assert counts == [{}, dict.fromkeys(history, 1)]
+
+
 def test_keep_and_cut_forget_positions_and_their_pages(onnx_bench: Bench) -> None:
     bench = onnx_bench
     bench.configure(1, CLOUD)
@@ -372,6 +512,7 @@ def test_a_full_ledger_refuses_with_overloaded_and_serves_again_when_there_is_ro
     bench.run()
     failure = bench.last(2)
     assert isinstance(failure, Failure) and failure.code is ErrorCode.OVERLOADED
+    assert failure.missing_bytes == page
     bench.engine.drop(1)
     bench.engine.submit(2, ids_step(PROMPT, generate=2))
     bench.run()

@@ -1,7 +1,8 @@
 """The reference: one plan decoded token by token in one process, straightforwardly.
 
 It shares the layers with the product and nothing of its loops: no sessions, no frames, no pipelining, no wire. What the
-wire's codec does to hidden states is done here by hand, at the same cuts.
+wire's codec does to hidden states is done here by hand, at the same cuts. So are the parts of at most
+``MAX_WORK_ROWS`` positions in which the cloud computes a chunk longer than that.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from splitglm_cloud.engine import MAX_WORK_ROWS
 from splitglm_core.plan import Arm, SplitPlan
 from splitglm_core.ranges import LayerRange
 from splitglm_core.sampling import SamplingParams
@@ -74,7 +76,11 @@ class _Run:
         hidden = self._device.forward(hidden, self._front, plan.front)
         if plan.arm in (Arm.SPLIT, Arm.USHAPE):
             hidden = self._over_the_wire(hidden, base)
-        hidden = self._cloud.forward(hidden, self._back, plan.back)
+        # The cloud computes a long step in parts: other shapes, hence other roundings, than in one pass.
+        parts = range(0, len(ids), MAX_WORK_ROWS)
+        hidden = np.concatenate(
+            [self._cloud.forward(hidden[at : at + MAX_WORK_ROWS], self._back, plan.back) for at in parts]
+        )
         if plan.arm is Arm.USHAPE:
             if len(plan.tail):
                 hidden = self._over_the_wire(hidden, base)

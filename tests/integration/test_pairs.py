@@ -92,6 +92,13 @@ def test_prompts_of_any_number_of_chunks(glm: Pair, name: str, count: int) -> No
     assert said(glm, plan, ids, GREEDY, 4) == expected
 
 
+@pytest.mark.parametrize("name", ["cloud", "split-3", "ushape-2-4", "ushape-t=N"])
+def test_a_chunk_longer_than_the_clouds_parts(glm: Pair, name: str) -> None:
+    plan, ids = plan_of(name, Codec.BF16, chunk=400), some_ids(430, seed=11)
+    expected = glm.reference.tokens(plan, [ids], new=6, sampling=SAMPLED)[0]
+    assert said(glm, plan, ids, SAMPLED, 6) == expected
+
+
 @pytest.mark.parametrize("name", PLANS)
 def test_a_conversations_turns_go_on_in_the_same_caches(glm: Pair, name: str) -> None:
     plan = plan_of(name, Codec.BF16)
