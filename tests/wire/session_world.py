@@ -71,6 +71,7 @@ class World:
         self._working: set[tuple[int, int]] = set()
         self._digest = 0
         self.reconnects = 0
+        self._failed = self._forgot = False  # so far: a step failed; a cloud was without a session it once had
         self._delay_s = rng.choice((0.002, 0.02, 0.1))
         self._slow = rng.choice((0.0, 0.02, 0.1))
         self._fail = rng.choice((0.0, 0.0, 0.03, 0.1))
@@ -95,7 +96,10 @@ class World:
         for host in self.hosts:
             host.check_quiet()
         rebuilds = sum(driver.rebuilds for driver in drivers)
-        return Outcome(events, self._digest, rebuilds, self.reconnects, sum(driver.refusals for driver in drivers))
+        refusals = sum(driver.refusals for driver in drivers)
+        assert self._failed or not refusals, "no step failed, yet one was refused"
+        assert self._failed or self._forgot or not rebuilds, "nothing was forgotten, yet something was rebuilt"
+        return Outcome(events, self._digest, rebuilds, self.reconnects, refusals)
 
     def _device(self) -> Device:
         rng = self.rng
@@ -230,6 +234,7 @@ class World:
         if host not in self.hosts:
             return
         fails = not self._healed and self.rng.random() < self._fail
+        self._failed = self._failed or fails
         host.work(held, self.rng.choice((ErrorCode.INTERNAL, ErrorCode.OVERLOADED)) if fails else None)
         self._kick(host)
 
@@ -245,6 +250,7 @@ class World:
             host = rng.choice(self.hosts)
             idle = [held for held in host.sessions.values() if held.stream is None and not held.session.busy]
             if idle:
+                self._forgot = True
                 host.forget(rng.choice(idle))
         elif kind == "echo":
             self._echo()
@@ -262,10 +268,12 @@ class World:
         else:
             if kind == "roam":
                 device.cloud = 1 - device.cloud
+                self._forgot = True
             self._end(stream)
             self._lose(stream)
 
     def _crash(self, cloud: int) -> None:
+        self._forgot = True
         host = self.hosts[cloud]
         self.hosts[cloud] = Host(self._from_host)
         self._down_until_s[cloud] = self.now_s + self.rng.uniform(0, 2)
