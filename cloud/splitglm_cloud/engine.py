@@ -95,6 +95,10 @@ class Engine:
     def sessions(self) -> int:
         return len(self._slots)
 
+    def kv_bytes(self, session: int) -> int:
+        """What dropping the session would give back; may be asked from any thread."""
+        return self._ledger.held_bytes(session)
+
     def configure(self, session: int, config: Configure) -> None:
         """Make a session ready for a reply: cache of its back, cut to what is kept, sampler with its history.
 

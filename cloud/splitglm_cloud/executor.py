@@ -36,6 +36,9 @@ class Executor(Protocol):
 
     def drop(self, session: int) -> None: ...
 
+    def kv_bytes(self, session: int) -> int:
+        """Memory that dropping the session would give back, as of the last batch."""
+
     @property
     def waiting(self) -> int:
         """Steps that wait for their batch."""
@@ -85,6 +88,9 @@ class InlineExecutor:
 
     def drop(self, session: int) -> None:
         self._commands.put(lambda: self._engine.drop(session))
+
+    def kv_bytes(self, session: int) -> int:
+        return self._engine.kv_bytes(session)
 
     def _loop(self) -> None:
         busy = False

@@ -36,6 +36,9 @@ class KvLedger:
     def usage_ratio(self) -> float:
         return self._used / self._budget if self._budget else 1.0
 
+    def held_bytes(self, session: int) -> int:
+        return self._held.get(session, 0) * self._page_bytes
+
     def grow(self, session: int, *, layers: int, positions: int) -> bool:
         """Hold what ``positions`` positions in ``layers`` layers need. False, and no change, when it does not fit."""
         wanted = layers * -(-positions // PAGE_POSITIONS)

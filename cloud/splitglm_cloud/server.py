@@ -102,6 +102,8 @@ class CloudServer:
             metrics=self.metrics,
             max_sessions=settings.max_sessions,
             session_ttl_s=settings.session_ttl_s,
+            attached_idle_s=settings.attached_idle_s,
+            queue_budget_bytes=settings.queue_budget_bytes,
         )
         self.metrics_port: int | None = None
         self._health = health.aio.HealthServicer()

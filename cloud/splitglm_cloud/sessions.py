@@ -2,20 +2,20 @@
 
 Lives on the event loop's thread. It feeds frames to the sans-IO sessions and carries out the actions they return:
 frames go to the owning stream, work goes to the executor. A session outlives its stream by ``session_ttl_s``, so that
-a device can come back to its KV caches.
+a device can come back to its KV caches; one whose stream lives but asks nothing of it ends after ``attached_idle_s``.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from splitglm_cloud.engine import Failure
 from splitglm_cloud.executor import Executor
 from splitglm_cloud.metrics import Metrics
-from splitglm_core.plan import Arm, HeadSide
+from splitglm_cloud.offer import refusal
 from splitglm_core.shapes import ModelShape
 from splitglm_wire.cloud import Abort, Action, CloudSession, Configure, Cut, Drop, Output, Send, Submit
 from splitglm_wire.frames import (
@@ -51,15 +51,19 @@ class _Held:
     stream: Stream | None
     handle: int
     idle_since_s: float = 0.0
-
-
-@dataclass(slots=True)
-class _Attached:
-    handles: dict[int, _Held] = field(default_factory=dict)
+    asked: bool = True  # its device has sent something since the last sweep
+    queued_bytes: int = 0
 
 
 class SessionTable:
-    """All sessions of a server."""
+    """All sessions of a server.
+
+    Args:
+        max_sessions: sessions held at once.
+        session_ttl_s: life of a session without a stream.
+        attached_idle_s: life of a session that has a stream and no work.
+        queue_budget_bytes: payloads of the steps of all sessions that run or wait.
+    """
 
     def __init__(
         self,
@@ -70,6 +74,8 @@ class SessionTable:
         metrics: Metrics,
         max_sessions: int,
         session_ttl_s: float,
+        attached_idle_s: float,
+        queue_budget_bytes: int,
     ) -> None:
         self._manifest = manifest
         self._shape = shape
@@ -77,9 +83,12 @@ class SessionTable:
         self._metrics = metrics
         self._max_sessions = max_sessions
         self._ttl_s = session_ttl_s
+        self._attached_idle_s = attached_idle_s
+        self._queue_budget_bytes = queue_budget_bytes
+        self._queued_bytes = 0
         self._by_id: dict[bytes, _Held] = {}
         self._by_key: dict[int, _Held] = {}
-        self._streams: dict[Stream, _Attached] = {}
+        self._streams: dict[Stream, dict[int, _Held]] = {}  # by handle
         self._keys = itertools.count(1)
         self.draining = False
 
@@ -96,13 +105,12 @@ class SessionTable:
         return list(self._streams)
 
     def attach(self, stream: Stream) -> None:
-        self._streams[stream] = _Attached()
+        self._streams[stream] = {}
         self._metrics.streams.set(len(self._streams))
 
     def detach(self, stream: Stream, now_s: float) -> None:
         """The stream ended; its sessions wait for their device."""
-        attached = self._streams.pop(stream, None)
-        for held in attached.handles.values() if attached else ():
+        for held in self._streams.pop(stream, {}).values():
             held.stream = None
             held.idle_since_s = now_s
             self._act(held, held.session.on_stream_lost())
@@ -116,12 +124,16 @@ class SessionTable:
         if isinstance(frame, Open):
             self._open(stream, frame)
             return
-        held = self._streams[stream].handles.get(frame.handle)
+        held = self._streams[stream].get(frame.handle)
         if held is None:
             self._refuse(stream, frame, ErrorCode.NO_SESSION, "no such session on this stream")
             return
         session = held.session
+        held.asked = True
         match frame:
+            case Step() if self._queued_bytes + len(frame.payload) > self._queue_budget_bytes:
+                text = "too many steps of all devices are queued"
+                self._refuse(stream, frame, ErrorCode.OVERLOADED, text, step=frame, have=session.kv_length)
             case Step():
                 self._act(held, session.on_step(frame))
             case Truncate():
@@ -147,23 +159,25 @@ class SessionTable:
         else:
             self._metrics.steps.labels("failed").inc()
             if outcome.code is ErrorCode.OVERLOADED:
-                # Memory that nobody is attached to goes first: the device that was refused may try again.
-                for idle in self._idle():
-                    self._forget(idle)
+                self._reclaim(outcome.missing_bytes)
             self._act(held, held.session.on_failure(outcome.seq, outcome.code, outcome.text))
 
     def sweep(self, now_s: float) -> None:
-        """Forget sessions whose device did not come back in time."""
+        """Forget sessions whose device did not come back, or asked nothing, in time."""
         for held in list(self._by_id.values()):
-            if held.stream is None and now_s - held.idle_since_s > self._ttl_s:
+            if held.stream is not None and (held.asked or held.session.busy):
+                held.asked, held.idle_since_s = False, now_s
+            elif now_s - held.idle_since_s > (self._ttl_s if held.stream is None else self._attached_idle_s):
                 self._forget(held)
 
     def _open(self, stream: Stream, frame: Open) -> None:
-        refusal = self._refusal(frame)
-        if refusal is not None:
-            self._refuse(stream, frame, *refusal)
+        reason = refusal(frame, self._shape, self._manifest)
+        if self.draining:
+            reason = ErrorCode.DRAINING, "the cloud is shutting down"
+        if reason is not None:
+            self._refuse(stream, frame, *reason)
             return
-        handles = self._streams[stream].handles
+        handles = self._streams[stream]
         if frame.handle not in handles and len(handles) >= MAX_SESSIONS_PER_STREAM:
             self._refuse(stream, frame, ErrorCode.OVERLOADED, "too many sessions on one stream")
             return
@@ -184,30 +198,15 @@ class SessionTable:
                 self._refuse(stream, frame, ErrorCode.FENCED, "a newer stream owns this session")
                 return
             self._rebind(held, stream, frame.handle)
+        held.asked = True
         handles[frame.handle] = held
         self._act(held, held.session.on_open(frame))
 
     def _rebind(self, held: _Held, stream: Stream, handle: int) -> None:
         """The device came back on another stream: the old one no longer hears of this session."""
         if held.stream is not None:
-            self._streams[held.stream].handles.pop(held.handle, None)
+            self._streams[held.stream].pop(held.handle, None)
         held.stream, held.handle = stream, handle
-
-    def _refusal(self, frame: Open) -> tuple[ErrorCode, str] | None:
-        plan, offer = frame.plan, self._manifest
-        if self.draining:
-            return ErrorCode.DRAINING, "the cloud is shutting down"
-        if plan.layers != self._shape.layers or plan.arm is Arm.DEVICE or not offer.layers.covers(plan.back):
-            return ErrorCode.BAD_REQUEST, "the cloud does not serve these layers"
-        if plan.arm is Arm.CLOUD and not offer.embedding:
-            return ErrorCode.BAD_REQUEST, "the cloud has no embedding: it takes no token ids"
-        if plan.head is HeadSide.CLOUD and not offer.head:
-            return ErrorCode.BAD_REQUEST, "the cloud has no head: it cannot sample"
-        if plan.codec not in offer.codecs:
-            return ErrorCode.BAD_REQUEST, "the cloud does not speak this codec"
-        if frame.context > offer.max_context:
-            return ErrorCode.TOO_LARGE, "the context is longer than the cloud serves"
-        return None
 
     def _make_room(self) -> bool:
         """True when one more session may be held; a session nobody is attached to gives way, longest idle first."""
@@ -219,10 +218,28 @@ class SessionTable:
         self._forget(min(idle, key=lambda held: held.idle_since_s))
         return True
 
+    def _reclaim(self, missing_bytes: int) -> None:
+        """Memory that nobody is attached to goes first: the device that was refused may try again.
+
+        The longest idle sessions go until there is enough, and none when all of them together would not be.
+        """
+        chosen: list[_Held] = []
+        for held in sorted(self._idle(), key=lambda held: held.idle_since_s):
+            size = self._executor.kv_bytes(held.key)
+            if size == 0:
+                continue
+            chosen.append(held)
+            missing_bytes -= size
+            if missing_bytes <= 0:
+                for one in chosen:
+                    self._forget(one)
+                return
+
     def _idle(self) -> list[_Held]:
         return [held for held in self._by_id.values() if held.stream is None and not held.session.busy]
 
     def _act(self, held: _Held, actions: Sequence[Action]) -> None:
+        self._count(held, held.session.held_bytes)
         for action in actions:
             match action:
                 case Send():
@@ -241,6 +258,10 @@ class SessionTable:
                     self._forget(held)
         self._metrics.waiting.set(self._executor.waiting)
 
+    def _count(self, held: _Held, queued_bytes: int) -> None:
+        self._queued_bytes += queued_bytes - held.queued_bytes
+        held.queued_bytes = queued_bytes
+
     def _deliver(self, held: _Held, frame: Frame) -> None:
         if isinstance(frame, Error):
             self._metrics.errors.labels(frame.code.name).inc()
@@ -253,23 +274,27 @@ class SessionTable:
         self._by_id.pop(held.session.session_id, None)
         self._by_key.pop(held.key, None)
         if held.stream is not None and held.stream in self._streams:
-            self._streams[held.stream].handles.pop(held.handle, None)
+            self._streams[held.stream].pop(held.handle, None)
+        self._count(held, 0)
         self._executor.drop(held.key)
         self._metrics.sessions.set(len(self._by_id))
 
-    def _refuse(self, stream: Stream, frame: Frame, code: ErrorCode, text: str) -> None:
+    def _refuse(
+        self, stream: Stream, frame: Frame, code: ErrorCode, text: str, *, step: Step | None = None, have: int = 0
+    ) -> None:
+        """Refuse a frame: one step, or all that the device wants of the session."""
         self._metrics.errors.labels(code.name).inc()
         busy = code is ErrorCode.OVERLOADED
         stream.send(
             Error(
                 handle=frame.handle,
                 fence=getattr(frame, "fence", 0),
-                seq=0,
+                seq=step.seq if step else 0,
                 code=code,
-                scope=Scope.SESSION,
+                scope=Scope.STEP if step else Scope.SESSION,
                 resumable=busy,
                 retry_after_ms=500 if busy else 0,
-                have=0,
+                have=have,
                 text=text,
             )
         )

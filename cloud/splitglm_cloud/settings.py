@@ -12,6 +12,18 @@ from splitglm_core.errors import InputError
 from splitglm_core.plan import Precision
 from splitglm_core.ranges import LayerRange
 
+_POSITIVE = (
+    "max_sessions",
+    "max_streams",
+    "max_streams_per_peer",
+    "max_silent_per_peer",
+    "kv_budget_bytes",
+    "queue_budget_bytes",
+    "outbox_budget_bytes",
+    "attached_idle_s",
+    "handshake_deadline_s",
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CloudSettings:
@@ -27,12 +39,21 @@ class CloudSettings:
         threads: compute threads; 0 leaves it to the runtime.
         max_sessions: sessions held at once, attached or waiting for their device to come back.
         max_streams: streams open at once.
+        max_streams_per_peer: of these, for one address (or IPv6 /64). Devices on this machine share one address and
+            may hold them all; raise it where many devices come through one proxy or NAT.
+        max_silent_per_peer: connections of one address that have not finished their handshake; not counted on this
+            machine either.
         kv_budget_bytes: keys and values of all sessions.
         max_context: positions of one session; 0 means the model's own limit.
         session_ttl_s: how long a session survives without a stream.
+        attached_idle_s: how long a session survives whose stream lives but asks nothing of it.
+        queue_budget_bytes: payloads of the steps of all sessions that run or wait; beyond it steps are refused.
+        outbox_budget_bytes: replies of all streams that their devices have not read; beyond it the stream with most of
+            them is closed.
         drain_grace_s: how long running steps may take after a signal to stop.
         handshake_deadline_s: for each message of a handshake and for the first record.
         psk: 32 bytes; with it only paired devices can connect.
+        reflection: serve gRPC reflection, for development: nothing bounds how many may ask.
         metrics_port: port of ``/metrics`` on the loopback address; None serves none.
         allow_anonymous: serve a non-loopback address without a pairing key.
     """
@@ -47,9 +68,14 @@ class CloudSettings:
     threads: int = 0
     max_sessions: int = 256
     max_streams: int = 64
+    max_streams_per_peer: int = 16
+    max_silent_per_peer: int = 16
     kv_budget_bytes: int = 4 << 30
     max_context: int = 0
     session_ttl_s: float = 60.0
+    attached_idle_s: float = 3600.0
+    queue_budget_bytes: int = 256 << 20
+    outbox_budget_bytes: int = 256 << 20
     drain_grace_s: float = 10.0
     handshake_deadline_s: float = 5.0
     key_file: Path | None = None
@@ -61,10 +87,12 @@ class CloudSettings:
     def __post_init__(self) -> None:
         if self.runner not in ("onnx", "torch"):
             raise InputError(f"runner {self.runner!r} is neither onnx nor torch")
-        if self.max_sessions < 1 or self.max_streams < 1 or self.kv_budget_bytes < 1 or self.max_context < 0:
-            raise InputError("max_sessions, max_streams and kv_budget_bytes must be positive, max_context not negative")
-        if self.session_ttl_s < 0 or self.drain_grace_s < 0 or self.handshake_deadline_s <= 0:
-            raise InputError("session_ttl_s and drain_grace_s must not be negative, handshake_deadline_s positive")
+        for name in _POSITIVE:
+            if getattr(self, name) <= 0:
+                raise InputError(f"{name} must be positive")
+        for name in ("max_context", "session_ttl_s", "drain_grace_s"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must not be negative")
         if self.psk is not None and len(self.psk) != 32:
             raise InputError("a pairing key has 32 bytes", "make one with `splitglm keys pair`")
         if self.psk is None and not self.allow_anonymous and not is_loopback(split_address(self.listen)[0]):

@@ -64,6 +64,12 @@ class CloudSession:
         return self._running is not None
 
     @property
+    def held_bytes(self) -> int:
+        """Payloads of the steps that run or wait; a server bounds their sum over its sessions."""
+        steps = (*self._queue, self._running) if self._running else self._queue
+        return sum(len(step.payload) for step in steps)
+
+    @property
     def plan(self) -> SplitPlan | None:
         return self._open.plan if self._open else None
 

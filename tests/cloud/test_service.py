@@ -395,7 +395,8 @@ def test_a_port_in_use_is_a_clear_error(cloud: RunningCloud, model: Path, home: 
     "bad",
     [
         {"runner": "jax"}, {"max_sessions": 0}, {"kv_budget_bytes": 0}, {"psk": b"short"}, {"max_context": -1},
-        {"handshake_deadline_s": 0.0}, {"session_ttl_s": -1.0},
+        {"handshake_deadline_s": 0.0}, {"session_ttl_s": -1.0}, {"attached_idle_s": 0.0}, {"queue_budget_bytes": 0},
+        {"outbox_budget_bytes": 0}, {"max_streams_per_peer": 0}, {"max_silent_per_peer": 0},
     ],
 )  # fmt: skip
 def test_settings_out_of_bounds_are_refused(model: Path, bad: dict[str, Any]) -> None:

@@ -31,6 +31,7 @@ from splitglm_wire.frames import (
     Reply,
     Result,
     Rows,
+    Scope,
     Step,
     Truncate,
 )
@@ -50,6 +51,10 @@ class FakeExecutor:
 
     calls: list[tuple[Any, ...]] = field(default_factory=list)
     waiting: int = 0
+    memory: dict[int, int] = field(default_factory=dict)
+
+    def kv_bytes(self, session: int) -> int:
+        return self.memory.get(session, 0)
 
     def __getattr__(self, name: str) -> Any:
         if name not in ("configure", "submit", "abort", "cut", "drop"):
@@ -75,7 +80,10 @@ class FakeStream:
 
 
 class World:
-    def __init__(self, *, max_sessions: int = 4, ttl_s: float = 60.0, **manifest: Any) -> None:
+    def __init__(
+        self, *, max_sessions: int = 4, ttl_s: float = 60.0, idle_s: float = 1e12, queue_bytes: int = 1 << 20,
+        **manifest: Any,
+    ) -> None:  # fmt: skip
         offer = {
             "version": "1", "fingerprint": bytes(32), "layers": LayerRange(0, 4), "embedding": True, "head": True,
             "precision": Precision.FP32, "codecs": (Codec.FP32, Codec.BF16), "max_context": 256, "profile": "{}",
@@ -84,7 +92,8 @@ class World:
         self.metrics = Metrics()
         self.table = SessionTable(
             manifest=CloudManifest(**offer), shape=SHAPE, executor=self.executor,  # type: ignore[arg-type]
-            metrics=self.metrics, max_sessions=max_sessions, session_ttl_s=ttl_s,
+            metrics=self.metrics, max_sessions=max_sessions, session_ttl_s=ttl_s, attached_idle_s=idle_s,
+            queue_budget_bytes=queue_bytes,
         )  # fmt: skip
 
     def stream(self) -> FakeStream:
@@ -235,16 +244,115 @@ def test_a_busy_session_never_gives_way() -> None:
     assert stream.codes() == [ErrorCode.OVERLOADED] and len(world.table) == 1
 
 
-def test_memory_of_sessions_without_a_device_goes_before_anybody_is_refused_twice() -> None:
-    world = World()
-    gone, here = world.stream(), world.stream()
-    world.table.receive(gone, open_frame(1))
-    world.table.detach(gone, 0.0)
-    world.table.receive(here, open_frame(2))
+def refused_for_memory(world: World, missing_bytes: int, memory: dict[int, int]) -> list[int]:
+    """Sessions 1 to 3 left at 30, 10 and 20 s; session 4 is refused. Who was dropped?"""
+    for name, left_s in ((1, 30.0), (2, 10.0), (3, 20.0)):
+        stream = world.stream()
+        world.table.receive(stream, open_frame(name))
+        world.table.detach(stream, left_s)
+    world.executor.memory = memory
+    here = world.stream()
+    world.table.receive(here, open_frame(4))
     world.table.receive(here, step_frame())
-    world.table.on_outcome(2, Failure(1, ErrorCode.OVERLOADED, "no memory for keys and values"))
+    failure = Failure(1, ErrorCode.OVERLOADED, "no memory for keys and values", missing_bytes)
+    world.table.on_outcome(4, failure)
     assert here.codes() == [ErrorCode.OVERLOADED]
-    assert ("drop", 1) in world.executor.calls and len(world.table) == 1
+    return [call[1] for call in world.executor.calls if call[0] == "drop"]
+
+
+@pytest.mark.parametrize(
+    ("missing_bytes", "memory", "dropped"),
+    [
+        (100, {1: 100, 2: 100, 3: 100}, [2]),
+        (101, {1: 100, 2: 100, 3: 100}, [2, 3]),
+        (300, {1: 100, 2: 100, 3: 100}, [2, 3, 1]),
+        (301, {1: 100, 2: 100, 3: 100}, []),  # it would not help
+        (100, {1: 100, 2: 0, 3: 0}, [1]),  # those that hold nothing have nothing to give
+        (0, {1: 100, 2: 0, 3: 100}, [3]),  # how much is not known
+        (100, {}, []),
+    ],
+)
+def test_sessions_without_a_device_give_way_longest_idle_first_until_there_is_room(
+    missing_bytes: int, memory: dict[int, int], dropped: list[int]
+) -> None:
+    world = World()
+    assert refused_for_memory(world, missing_bytes, memory) == dropped
+    assert len(world.table) == 4 - len(dropped)
+
+
+def test_an_attached_session_that_nothing_is_asked_of_ends() -> None:
+    world = World(idle_s=100.0, ttl_s=1.0)
+    stream = world.stream()
+    world.table.receive(stream, open_frame(1))
+    world.table.receive(stream, open_frame(2, handle=2))
+    world.table.sweep(1000.0)
+    world.table.receive(stream, step_frame(handle=2))  # a step that takes its time
+    world.table.receive(stream, Ping(handle=1, nonce=1))  # shows that the link lives, not that the session is wanted
+    world.table.sweep(1050.0)
+    world.table.sweep(1100.0)
+    assert len(world.table) == 2
+    world.table.sweep(1100.5)
+    assert len(world.table) == 1 and world.executor.calls[-1] == ("drop", 1)
+    world.table.receive(stream, step_frame())
+    assert stream.codes() == [ErrorCode.NO_SESSION]  # the device opens it anew
+    world.table.on_outcome(2, token(5, last=True))
+    world.table.sweep(1200.0)  # was busy until 1100.5
+    assert len(world.table) == 1
+    world.table.sweep(1200.6)
+    assert len(world.table) == 0
+
+
+def ack_frame(size: int, *, handle: int = 1, seq: int = 1, base: int = 0) -> Step:
+    return Step(
+        handle=handle, fence=1, seq=seq, base=base, rows_kind=Rows.IDS, rows=size // 4, reply=Reply.ACK, generate=0,
+        payload=bytes(size),
+    )  # fmt: skip
+
+
+def acked(seq: int) -> Output:
+    return Output(seq, 0, b"", True)
+
+
+def test_queued_steps_of_all_sessions_share_one_budget() -> None:
+    world = World(queue_bytes=100)
+    first, second = world.stream(), world.stream()
+    world.table.receive(first, open_frame(1))
+    world.table.receive(second, open_frame(2))
+    world.table.receive(first, ack_frame(40))
+    world.table.receive(first, ack_frame(20, seq=2, base=10))
+    world.table.receive(second, ack_frame(44))
+    refusal = second.frames[-1]
+    assert isinstance(refusal, Error) and refusal.resumable and refusal.retry_after_ms > 0
+    assert (refusal.code, refusal.scope, refusal.seq) == (ErrorCode.OVERLOADED, Scope.STEP, 1)
+    world.table.receive(second, ack_frame(40))  # exactly what is left
+    assert len(second.codes()) == 1
+    world.table.on_outcome(1, acked(1))  # 40 bytes are free again
+    world.table.receive(first, ack_frame(40, seq=3, base=15))
+    assert first.codes() == []
+    world.table.receive(first, ack_frame(4, seq=4, base=25))
+    assert first.codes() == [ErrorCode.OVERLOADED]
+
+
+@pytest.mark.parametrize("how", ["failure", "lost", "closed", "opened anew"])
+def test_no_way_to_end_keeps_a_part_of_the_budget(how: str) -> None:
+    world = World(queue_bytes=100, ttl_s=1.0)
+    stream, other = world.stream(), world.stream()
+    world.table.receive(stream, open_frame(1))
+    world.table.receive(stream, ack_frame(40))
+    world.table.receive(stream, ack_frame(40, seq=2, base=10))
+    if how == "failure":
+        world.table.on_outcome(1, Failure(1, ErrorCode.INTERNAL, "it failed"))
+    elif how == "lost":
+        world.table.detach(stream, 0.0)
+        world.table.on_outcome(1, acked(1))
+    elif how == "closed":
+        world.table.receive(stream, Close(handle=1, fence=1))
+    else:
+        world.table.receive(stream, open_frame(1, fence=2))
+        world.table.on_outcome(1, acked(1))
+    world.table.receive(other, open_frame(2))
+    world.table.receive(other, ack_frame(100))
+    assert other.codes() == []
 
 
 def test_sessions_of_one_stream_are_bounded() -> None:
@@ -277,6 +385,7 @@ def test_close_frees_the_session_and_says_so() -> None:
         (open_frame(1), {"head": False}, ErrorCode.BAD_REQUEST),
         (open_frame(1, plan=replace(USHAPE, codec=Codec.INT8)), {}, ErrorCode.BAD_REQUEST),
         (open_frame(1, context=257), {}, ErrorCode.TOO_LARGE),
+        (replace(open_frame(1, context=100), generated=(1,) * 101), {}, ErrorCode.BAD_REQUEST),
     ],
 )
 def test_what_the_cloud_does_not_serve_is_refused_before_anything_is_made(
