@@ -9,18 +9,19 @@ import time
 from collections.abc import Callable
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from splitglm_cloud.engine import Emit, Engine, Failure
 from splitglm_cloud.executor import InlineExecutor
+from splitglm_cloud.health import NAME as HEALTH_NAME
+from splitglm_cloud.health import Health
 from splitglm_cloud.kv_cache import KvLedger
 from splitglm_cloud.metrics import METRICS_HOST, Metrics
 from splitglm_cloud.profile import measure_cloud
 from splitglm_cloud.runner import Runner
 from splitglm_cloud.runner_onnx import OnnxRunner
 from splitglm_cloud.scheduler import Scheduler
-from splitglm_cloud.service import SplitService
+from splitglm_cloud.service import SILENT_TOTAL, SplitService
 from splitglm_cloud.sessions import SessionTable
 from splitglm_cloud.settings import CloudSettings, default_key_file, split_address
 from splitglm_core.errors import DeviceError, InputError
@@ -43,6 +44,8 @@ log = logging.getLogger(__name__)
 
 SERVICE = split_pb2.DESCRIPTOR.services_by_name["SplitInference"].full_name
 SWEEP_PERIOD_S = 1.0
+BRIEF_RPCS = 64
+"""Health checks and refusals at one moment, beside streams and handshakes, which have places of their own."""
 
 
 class SystemClock:
@@ -106,8 +109,9 @@ class CloudServer:
             queue_budget_bytes=settings.queue_budget_bytes,
         )
         self.metrics_port: int | None = None
-        self._health = health.aio.HealthServicer()
+        self._health = Health(SERVICE)
         self._server: grpc.aio.Server | None = None
+        self.service: SplitService | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._stopped = asyncio.Event()
 
@@ -119,21 +123,25 @@ class CloudServer:
         """
         self._loop = asyncio.get_running_loop()
         self.executor.start()
-        server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=2 * self.settings.max_streams)
-        service = SplitService(
+        most_rpcs = self.settings.max_streams + SILENT_TOTAL + BRIEF_RPCS
+        server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=most_rpcs)
+        self.service = service = SplitService(
             table=self.table,
             node_key=self.node_key,
             psk=self.settings.psk,
             manifest=self.manifest,
             metrics=self.metrics,
             max_streams=self.settings.max_streams,
+            max_streams_per_peer=self.settings.max_streams_per_peer,
+            max_silent_per_peer=self.settings.max_silent_per_peer,
+            outbox_budget_bytes=self.settings.outbox_budget_bytes,
             admission=self._admission,
             handshake_deadline_s=self.settings.handshake_deadline_s,
         )
         split_pb2_grpc.add_SplitInferenceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        self._health.add_to(server)
         if self.settings.reflection:
-            reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+            reflection.enable_server_reflection((SERVICE, HEALTH_NAME, reflection.SERVICE_NAME), server)
         host, port = split_address(self.settings.listen)
         try:
             bound = server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
@@ -155,8 +163,7 @@ class CloudServer:
         await server.start()
         self._server = server
         self._sweeper = asyncio.create_task(self._sweep())
-        for name in ("", SERVICE):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        self._health.serving = True
         log.info("serving", extra={"listen": f"{host}:{bound}", "runner": self.runner.name, "key": self.node_key.text})
         return int(bound)
 
@@ -170,8 +177,7 @@ class CloudServer:
         if self._server is None or self.table.draining:
             return
         self.table.draining = True
-        for name in ("", SERVICE):
-            await self._health.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._health.serving = False
         for stream in self.table.streams:
             stream.send(Draining(handle=0, deadline_ms=int(1000 * grace_s)))
         deadline_s = time.monotonic() + grace_s

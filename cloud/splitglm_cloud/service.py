@@ -1,8 +1,9 @@
 """The gRPC servicer: one coroutine per stream turns sealed records into frames and back.
 
 Order of checks on a new stream, cheapest first (an attacker replays one valid first message for nothing, and a
-handshake costs us 0.2 ms of CPU): transport size limit, exact message length, token bucket per peer, half-open limit,
-cryptography. Every failure below the session protocol looks the same from outside: ABORTED and one constant text.
+handshake costs us 0.2 ms of CPU): transport size limit, places of silent peers, places of streams, exact message
+length, token bucket per peer, half-open limit, cryptography. Every failure below the session protocol looks the same
+from outside: ABORTED and one constant text.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack
 from typing import Any
 
 import grpc
 
 from splitglm_cloud.metrics import Metrics
+from splitglm_cloud.outbox import Outbox, OutboxBudget
+from splitglm_cloud.places import Places, peer_of
 from splitglm_cloud.sessions import SessionTable
-from splitglm_core.errors import Overloaded, ProtocolError, SecurityError, SplitGlmError, VersionMismatch
+from splitglm_core.errors import LinkError, Overloaded, ProtocolError, SecurityError, SplitGlmError, VersionMismatch
 from splitglm_security.admission import Admission
 from splitglm_security.channel import Channel, Kind
 from splitglm_security.handshake import Established, Responder
@@ -33,42 +37,32 @@ PUBLIC_ERROR = "secure channel failed"
 HANDSHAKE_DEADLINE_S = 5.0
 GOODBYE_DEADLINE_S = 5.0
 """For the last replies of a stream whose device has said goodbye."""
-OUTBOX_FRAMES = 4096
-OUTBOX_BYTES = 64 << 20
-"""Replies waiting for a device that does not read; beyond either its stream is closed. Its KV caches are kept."""
+SILENT_TOTAL = 256
+"""Connections that may be in their handshake at once; each costs a coroutine and ends at its deadline."""
 
 
 class DeviceStream:
     """One device's connection: its outbox and its channel."""
 
-    def __init__(self, established: Established) -> None:
+    def __init__(self, established: Established, outbox: Outbox) -> None:
         self.channel: Channel = established.channel
         self.log_id = established.log_id
-        self._outbox: asyncio.Queue[tuple[bytes, bool] | None] = asyncio.Queue()
-        self._outbox_bytes = 0
-        self.overflow = asyncio.Event()
+        self.outbox = outbox
         self._opened = False
 
     def send(self, frame: Frame) -> None:
         """Queue a frame; never blocks. A stream that cannot keep up is closed by its owner."""
-        if self.overflow.is_set():
-            return
-        data = framing.encode(frame)
-        if self._outbox.qsize() >= OUTBOX_FRAMES or self._outbox_bytes + len(data) > OUTBOX_BYTES:
-            self.overflow.set()
-            return
-        self._outbox_bytes += len(data)
-        self._outbox.put_nowait((data, isinstance(frame, Opened)))
+        self.outbox.put(framing.encode(frame), isinstance(frame, Opened))
 
-    def finish(self) -> None:
-        """Nothing more will be sent: the writer says goodbye and ends."""
-        self._outbox.put_nowait(None)
+    def close(self) -> None:
+        """Drop replies and keys."""
+        self.outbox.close()
+        self.channel.discard()
 
     async def write_all(self, write: Callable[[split_pb2.Sealed], Any], metrics: Metrics) -> None:
-        """Seal and write frames until ``finish``."""
-        while (waiting := await self._outbox.get()) is not None:
+        """Seal and write frames until the outbox is finished, then say goodbye."""
+        while (waiting := await self.outbox.get()) is not None:
             data, begins_reply = waiting
-            self._outbox_bytes -= len(data)
             # Each reply gets keys of its own: those of finished ones are gone when it begins.
             if self.channel.needs_key_update or (begins_reply and self._opened):
                 await write(split_pb2.Sealed(frame=self.channel.key_update()))
@@ -93,6 +87,9 @@ class SplitService(split_pb2_grpc.SplitInferenceServicer):
         manifest: CloudManifest,
         metrics: Metrics,
         max_streams: int,
+        max_streams_per_peer: int,
+        max_silent_per_peer: int,
+        outbox_budget_bytes: int,
         admission: Admission,
         handshake_deadline_s: float = HANDSHAKE_DEADLINE_S,
     ) -> None:
@@ -102,100 +99,126 @@ class SplitService(split_pb2_grpc.SplitInferenceServicer):
         self._manifest = manifest
         self._metrics = metrics
         self._admission = admission
-        self._max_streams = max_streams
+        self._silent = Places(total=SILENT_TOTAL, per_peer=max_silent_per_peer, what="unfinished handshakes")
+        self._streams = Places(total=max_streams, per_peer=max_streams_per_peer, what="streams")
+        self._outboxes = OutboxBudget(outbox_budget_bytes)
         self._handshake_deadline_s = handshake_deadline_s
 
     async def Connect(  # the name is the schema's
         self, request_iterator: AsyncIterator[split_pb2.Sealed], context: grpc.aio.ServicerContext
     ) -> None:
-        try:
-            opened = await self._handshake(aiter(request_iterator), context)
-        except VersionMismatch:
-            self._metrics.handshakes.labels("version").inc()
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "protocol version not supported")
-        except Overloaded as error:
-            self._metrics.handshakes.labels("busy").inc()
-            await context.abort(
-                grpc.StatusCode.RESOURCE_EXHAUSTED, f"busy, retry after {error.retry_after_s or 1.0:.2f} s"
-            )
-        except (SplitGlmError, TimeoutError, StopAsyncIteration):
-            self._metrics.handshakes.labels("failed").inc()
-            await context.abort(grpc.StatusCode.ABORTED, PUBLIC_ERROR)
-        if opened is None:
-            return
-        stream, first = opened
+        with ExitStack() as places:  # left when the call is really over: a peer that does not read can hold up its end
+            try:
+                opened = await self._handshake(request_iterator, context, places)
+            except VersionMismatch:
+                self._metrics.handshakes.labels("version").inc()
+                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "protocol version not supported")
+            except Overloaded as error:
+                self._metrics.handshakes.labels("busy").inc()
+                await context.abort(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED, f"busy, retry after {error.retry_after_s or 1.0:.2f} s"
+                )
+            except (SplitGlmError, TimeoutError, StopAsyncIteration):
+                self._metrics.handshakes.labels("failed").inc()
+                await context.abort(grpc.StatusCode.ABORTED, PUBLIC_ERROR)
+            if opened is not None:
+                status = await self._serve(*opened, aiter(request_iterator), context)
+                if status is not None:
+                    await context.abort(*status)
+
+    async def _serve(
+        self,
+        stream: DeviceStream,
+        first: bytes,
+        requests: AsyncIterator[split_pb2.Sealed],
+        context: grpc.aio.ServicerContext,
+    ) -> tuple[grpc.StatusCode, str] | None:
+        """Both directions of an established stream until it ends; the error that its device is to be told, if any."""
         self._table.attach(stream)
         writer = asyncio.create_task(stream.write_all(context.write, self._metrics))
-        reader = asyncio.create_task(self._read(stream, first, aiter(request_iterator)))
-        overflow = asyncio.create_task(stream.overflow.wait())
-        status: tuple[grpc.StatusCode, str] | None = None
+        reader = asyncio.create_task(self._read(stream, first, requests))
+        overflow = asyncio.create_task(stream.outbox.overflow.wait())
         try:
             await asyncio.wait({reader, writer, overflow}, return_when=asyncio.FIRST_COMPLETED)
             failure = next((task.exception() for task in (reader, writer) if task.done() and task.exception()), None)
             if overflow.done():
                 log.warning("stream closed", extra={"stream": stream.log_id, "reason": "the device does not read"})
-                status = grpc.StatusCode.RESOURCE_EXHAUSTED, "replies are not read"
+                return grpc.StatusCode.RESOURCE_EXHAUSTED, "replies are not read"
+            if isinstance(failure, LinkError):
+                log.info("stream lost", extra={"stream": stream.log_id})
             elif isinstance(failure, (SecurityError, ProtocolError)):
                 log.warning("stream closed", extra={"stream": stream.log_id, "reason": type(failure).__name__})
-                status = grpc.StatusCode.ABORTED, PUBLIC_ERROR
+                return grpc.StatusCode.ABORTED, PUBLIC_ERROR
             elif failure is not None:
                 log.error("stream failed", extra={"stream": stream.log_id, "reason": type(failure).__name__})
-                status = grpc.StatusCode.INTERNAL, "internal error"
+                return grpc.StatusCode.INTERNAL, "internal error"
             else:
-                stream.finish()
+                stream.outbox.finish()
                 await asyncio.wait({writer}, timeout=GOODBYE_DEADLINE_S)
+            return None
         finally:
+            # Before anything is awaited: if this coroutine is cancelled, nothing after an await need run.
+            self._table.detach(stream, time.monotonic())
+            stream.close()
             for task in (reader, writer, overflow):
                 task.cancel()
             await asyncio.gather(reader, writer, overflow, return_exceptions=True)
-            self._table.detach(stream, time.monotonic())
-            stream.channel.discard()
-        if status is not None:
-            # Last, for a device that does not read holds this up too, and with it nothing but the call itself.
-            await context.abort(*status)
 
     async def _handshake(
-        self, requests: AsyncIterator[split_pb2.Sealed], context: grpc.aio.ServicerContext
+        self,
+        request_iterator: AsyncIterator[split_pb2.Sealed],
+        context: grpc.aio.ServicerContext,
+        places: ExitStack,
     ) -> tuple[DeviceStream, bytes] | None:
-        """The stream and its first record, proven to be the device's; None when the device holds another model."""
-        async with asyncio.timeout(self._handshake_deadline_s):
-            message = (await anext(requests)).frame
-        if len(self._table.streams) >= self._max_streams:
-            raise Overloaded("too many streams", code="OVERLOADED", retry_after_s=1.0)
-        ticket = self._admission.admit(_peer_host(context.peer()), message, time.monotonic())
-        try:
-            responder = Responder(self._node_key, psk=self._psk)
-            hello = responder.accept(message)
-            reply, established = responder.reply(self._manifest.to_bytes())
-            await context.write(split_pb2.Sealed(frame=reply))
-            if hello.model_fingerprint != self._manifest.fingerprint:
-                # The authenticated manifest in the reply tells the device what is wrong.
-                self._metrics.handshakes.labels("model").inc()
-                established.channel.discard()
-                return None
+        """The stream and its first record, proven to be the device's; None when the device holds another model.
+
+        The stream's place is left to ``places``.
+        """
+        peer = peer_of(context.peer())
+        with self._silent.taken_by(peer):
+            requests = aiter(request_iterator)
             async with asyncio.timeout(self._handshake_deadline_s):
-                first = established.channel.open((await anext(requests)).frame)
-            self._admission.complete(ticket, time.monotonic())
-        finally:
-            self._admission.abandon(ticket)
+                message = (await anext(requests)).frame
+            places.enter_context(self._streams.taken_by(peer))
+            ticket = self._admission.admit(peer, message, time.monotonic())
+            try:
+                responder = Responder(self._node_key, psk=self._psk)
+                hello = responder.accept(message)
+                reply, established = responder.reply(self._manifest.to_bytes())
+                await context.write(split_pb2.Sealed(frame=reply))
+                if hello.model_fingerprint != self._manifest.fingerprint:
+                    # The authenticated manifest in the reply tells the device what is wrong.
+                    self._metrics.handshakes.labels("model").inc()
+                    established.channel.discard()
+                    return None
+                async with asyncio.timeout(self._handshake_deadline_s):
+                    first = established.channel.open((await anext(requests)).frame)
+                self._admission.complete(ticket, time.monotonic())
+            finally:
+                self._admission.abandon(ticket)
         self._metrics.handshakes.labels("ok").inc()
-        return DeviceStream(established), bytes(first.payload)
+        return DeviceStream(established, Outbox(self._outboxes)), bytes(first.payload)
 
     async def _read(self, stream: DeviceStream, first: bytes, requests: AsyncIterator[split_pb2.Sealed]) -> None:
-        """Hand frames to the table until the device says goodbye."""
+        """Hand frames to the table until the device says goodbye.
+
+        Raises:
+            SecurityError, ProtocolError: the device broke the rules.
+            LinkError: the stream was cut off, or the device gave up (an alert): no goodbye came.
+        """
         self._table.receive(stream, framing.decode(first))
         async for sealed in requests:
             record = sealed.frame
             self._metrics.wire_bytes.labels("up").inc(len(record))
             opened = stream.channel.open(record)
-            if opened.kind is Kind.FIN:
-                return
+            if opened.kind in (Kind.FIN, Kind.ALERT):
+                break
             if opened.kind is Kind.DATA:
                 started_s = time.perf_counter()
                 self._table.receive(stream, framing.decode(opened.payload))
                 self._metrics.stage.labels("open").observe(time.perf_counter() - started_s)
-
-
-def _peer_host(peer: str) -> str:
-    """``ipv4:1.2.3.4:5678`` to ``ipv4:1.2.3.4``: a peer's ports must not multiply its allowance."""
-    return peer.rpartition(":")[0] or peer
+        try:
+            stream.channel.finish()
+        except SecurityError:
+            # Not forged, only cut, as any broken network does it: its sessions wait for their device.
+            raise LinkError("the stream ended without a goodbye") from None

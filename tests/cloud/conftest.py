@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from splitglm_glm.runtime import RuntimeOptions
 from splitglm_glm.stack import LayerStack
 from splitglm_glm.store import ModelStore
 
+sys.path.insert(0, str(Path(__file__).parent))
 LAYERS = 4
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import queue
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -15,9 +14,10 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from raw_client import Client
 from running_cloud import RunningCloud, open_agent, running_cloud
 
-from splitglm_cloud import service
+from splitglm_cloud import outbox, service
 from splitglm_cloud.server import SERVICE
 from splitglm_cloud.settings import CloudSettings, split_address
 from splitglm_core import telemetry
@@ -26,62 +26,13 @@ from splitglm_core.plan import Arm, Codec, Privacy, SplitPlan
 from splitglm_core.sampling import SamplingParams
 from splitglm_edge import Agent
 from splitglm_partitioner.request import Fixed
-from splitglm_security.channel import Kind
-from splitglm_security.handshake import Established, Hello, Initiator, Suite
+from splitglm_security.handshake import Hello, Initiator, Suite
 from splitglm_wire import framing
 from splitglm_wire.frames import Draining, Frame, Open, Opened, Ping, Pong, Reply, Result, Rows, Step
 from splitglm_wire.limits import MAX_GRPC_MESSAGE_BYTES, MAX_PROBE_BYTES
-from splitglm_wire.v1 import split_pb2, split_pb2_grpc
+from splitglm_wire.v1 import split_pb2
 
 SPLIT = Fixed(arm=Arm.SPLIT, s=1)
-
-
-class Client:
-    """One raw stream: sends what it is told, in whatever state it is in."""
-
-    def __init__(self, cloud: RunningCloud, *options: tuple[str, int]) -> None:
-        self._cloud = cloud
-        self.channel = grpc.insecure_channel(cloud.address, options=[("grpc.use_local_subchannel_pool", 1), *options])
-        self._outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        stub = split_pb2_grpc.SplitInferenceStub(self.channel)
-        self.call = stub.Connect(iter(self._outgoing.get, None), timeout=30)
-        self.established: Established
-
-    def raw(self, data: bytes) -> None:
-        self._outgoing.put(split_pb2.Sealed(frame=data))
-
-    def half_close(self) -> None:
-        self._outgoing.put(None)
-
-    def shake_hands(self) -> Client:
-        fingerprint = self._cloud.server.manifest.fingerprint
-        initiator = Initiator(Hello(suite=Suite.NX, model_fingerprint=fingerprint))
-        self.raw(initiator.first_message())
-        self.established = initiator.finish(next(self.call).frame)
-        return self
-
-    def frame(self, frame: Frame) -> None:
-        self.raw(self.established.channel.seal(framing.encode(frame)))
-
-    def receive(self) -> Frame:
-        while True:
-            opened = self.established.channel.open(next(self.call).frame)
-            if opened.kind is Kind.DATA:
-                return framing.decode(opened.payload)
-
-    def refusal(self) -> tuple[grpc.StatusCode, str]:
-        """How the server ends the call."""
-        try:
-            for _ in self.call:
-                pass
-        except grpc.RpcError as error:
-            return error.code(), error.details()  # type: ignore[attr-defined]
-        return grpc.StatusCode.OK, ""
-
-    def close(self) -> None:
-        self._outgoing.put(None)
-        self.call.cancel()
-        self.channel.close()
 
 
 @pytest.fixture
@@ -292,13 +243,13 @@ def test_a_device_that_never_reads_is_bounded_and_closed(
     cloud: RunningCloud, agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pings ask for 256 KiB each; nothing is read. The outbox stays within its bound, then the stream is closed."""
-    monkeypatch.setattr(service, "OUTBOX_BYTES", 4 << 20)
+    monkeypatch.setattr(outbox, "OUTBOX_BYTES", 4 << 20)
     held: list[int] = []
     send = service.DeviceStream.send
 
     def watched(self: service.DeviceStream, frame: Frame) -> None:
         send(self, frame)
-        held.append(self._outbox_bytes)
+        held.append(self.outbox.bytes)
 
     monkeypatch.setattr(service.DeviceStream, "send", watched)
     with undisturbed(agent):
