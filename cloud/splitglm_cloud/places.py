@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
+from urllib.parse import unquote
 
 from splitglm_core.errors import Overloaded
 from splitglm_security.admission import peer_name
@@ -49,8 +50,11 @@ class Places:
 
 
 def peer_of(address: str) -> str:
-    """Who counts as one peer, from gRPC's ``ipv4:1.2.3.4:5678``: a peer's ports must not multiply its allowance."""
-    return peer_name(address.rpartition(":")[0] or address)
+    """Who counts as one peer, from what gRPC says: ``ipv4:1.2.3.4:5678``, ``ipv6:%5B2001:db8::1%5D:5678`` (a URI).
+
+    Its ports must not multiply a peer's allowance.
+    """
+    return peer_name(unquote(address).rpartition(":")[0] or address)
 
 
 def _is_here(peer: str) -> bool:

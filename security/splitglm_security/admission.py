@@ -13,7 +13,6 @@ from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Network, ip_address
 from threading import Lock
-from urllib.parse import unquote
 
 from splitglm_core.errors import Overloaded, SecurityError
 from splitglm_security.hello import Hello, peek_hello
@@ -32,10 +31,10 @@ def peer_name(address: str) -> str:
     """Who counts as one peer: an IPv4 address, or the /64 network of an IPv6 address, which one customer owns whole.
 
     Args:
-        address: without port, as the transport gives it (gRPC: ``ipv4:10.1.2.3`` or ``ipv6:%5B2001:db8::1%5D``); what
-            is not an IP address counts as written.
+        address: without port; IPv6 in brackets or not, gRPC's ``ipv4:`` or ``ipv6:`` before it or not. What is not an IP
+            address counts as written.
     """
-    plain = unquote(address).removeprefix("ipv4:").removeprefix("ipv6:")
+    plain = address.removeprefix("ipv4:").removeprefix("ipv6:")
     try:
         ip = ip_address(plain.partition("%")[0].strip("[]"))
     except ValueError:

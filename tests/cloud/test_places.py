@@ -10,6 +10,7 @@ import pytest
 
 from splitglm_cloud.places import Places, peer_of
 from splitglm_core.errors import Overloaded
+from splitglm_security.admission import peer_name
 
 
 def take(places: Places, peer: str, count: int) -> ExitStack:
@@ -50,6 +51,21 @@ def test_devices_elsewhere_may_not(address: str) -> None:
     places = Places(total=10, per_peer=3, what="streams")
     with take(places, peer_of(address), 100):
         assert places.taken == 3
+
+
+@pytest.mark.parametrize(
+    ("address", "peer"),
+    [
+        ("ipv4:10.1.2.3:5000", "10.1.2.3"),
+        ("ipv6:%5B2001:db8:1:2:3:4:5:9%5D:5000", "2001:db8:1:2::/64"),
+        ("ipv6:%5B2001:db8:1:2::1%5D:6000", "2001:db8:1:2::/64"),
+        ("ipv6:%5B::ffff:10.1.2.3%5D:5000", "10.1.2.3"),
+        ("ipv6:%5Bfe80::1%25eth0%5D:5000", "fe80::/64"),
+    ],
+)
+def test_a_peers_ports_and_addresses_in_one_network_are_one_peer(address: str, peer: str) -> None:
+    assert peer_of(address) == peer
+    assert peer_name(peer) == peer  # so that admission counts it alike
 
 
 def test_an_error_inside_gives_the_place_back() -> None:
