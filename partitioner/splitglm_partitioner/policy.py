@@ -167,7 +167,11 @@ class _Pricing:
     def __init__(self, grid: Grid, situation: Situation) -> None:
         self.grid, self.situation = grid, situation
         warm = situation.request.warm
-        self.warm_index = column_of(grid, warm.plan) if warm is not None and warm.cached_tokens else None
+        self.warm_index = None
+        if warm is not None and warm.cached_tokens:
+            column = column_of(grid, warm.plan)
+            if column is not None and warm.serves(grid.plan(column, situation.request.chunk_tokens)):
+                self.warm_index = column
         self.cold = self._price(situation.link)
         self.warm = self._price_warm(situation.link)
 

@@ -48,6 +48,16 @@ class Fixed:
                 check_count(f"fixed {name}", value, 0, MAX_LAYERS)
 
 
+def same_caches(a: SplitPlan, b: SplitPlan) -> bool:
+    """True when what is cached under ``a`` serves ``b``: same cut, same side of the head, same chunks, same codec.
+
+    A reply must equal what its one plan computes: how a prompt is cut into chunks decides how its sums are rounded, and
+    the codec counts where hidden states travel.
+    """
+    same_cut = (a.layers, a.s, a.t, a.head, a.chunk_tokens) == (b.layers, b.s, b.t, b.head, b.chunk_tokens)
+    return same_cut and (a.codec is b.codec or a.arm in (Arm.DEVICE, Arm.CLOUD))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Warm:
     """An open session: its plan, and how many leading tokens of this prompt its KV caches hold on both sides."""
@@ -59,13 +69,8 @@ class Warm:
         check_count("cached_tokens", self.cached_tokens, 0, MAX_TOKENS)
 
     def serves(self, plan: SplitPlan) -> bool:
-        """True when a request under ``plan`` can go on in this session: same cut, head and codec.
-
-        The codec counts where hidden states travel, because a reply must equal what one plan computes.
-        """
-        mine = self.plan
-        same_cut = (mine.layers, mine.s, mine.t, mine.head) == (plan.layers, plan.s, plan.t, plan.head)
-        return same_cut and (mine.codec is plan.codec or mine.arm in (Arm.DEVICE, Arm.CLOUD))
+        """True when a request under ``plan`` can go on in this session."""
+        return same_caches(self.plan, plan)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -240,6 +240,19 @@ def test_an_open_session_never_forces_a_plan_that_is_no_longer_allowed() -> None
     assert pick(request).plan.arm is Arm.USHAPE
 
 
+def test_an_open_session_of_other_chunks_is_priced_as_what_it_is_a_cold_start() -> None:
+    plan = split(N, 2, Codec.INT8)
+    cold = make_request(privacy=Privacy.NO_PROMPT, expected_new_tokens=10)
+    warm = dataclasses.replace(cold, warm=Warm(plan=plan, cached_tokens=280))
+    for chunk in (plan.chunk_tokens // 2, plan.chunk_tokens * 2):
+        decision = pick(dataclasses.replace(warm, chunk_tokens=chunk))
+        expected = pick(dataclasses.replace(cold, chunk_tokens=chunk))
+        assert (decision.plan, decision.value) == (expected.plan, expected.value)
+        assert "warm=0" in decision.why
+        assert warm.cached_tokens(dataclasses.replace(plan, chunk_tokens=chunk)) == 0
+    assert warm.cached_tokens(plan) == 280
+
+
 def test_cloud_cost_moves_layers_to_the_device() -> None:
     cloud = make_cloud(N, price_per_layer_token=1.0)
     free = pick(make_request(privacy=Privacy.NO_PROMPT), cloud=cloud)
