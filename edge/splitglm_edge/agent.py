@@ -12,31 +12,31 @@ import weakref
 from collections.abc import Sequence
 from types import TracebackType
 
-from splitglm_core.errors import InputError, LinkError, PromptTooLong
+from splitglm_core.errors import InputError, PromptTooLong
 from splitglm_core.plan import Codec, Precision, Privacy
 from splitglm_core.ranges import LayerRange
 from splitglm_core.sampling import SamplingParams
 from splitglm_edge.chat import Chat
+from splitglm_edge.closing import CLOSER
 from splitglm_edge.connection import CloudAddress, CloudConnection
 from splitglm_edge.conversation import Conversation, Prepared
 from splitglm_edge.generation import Generation
-from splitglm_edge.link import CloudLink
-from splitglm_edge.planning import Planner
-from splitglm_edge.probe import load_profile, measure_device, profile_path, save_profile
+from splitglm_edge.planning import Planner, warm_for
+from splitglm_edge.probe import profile_of
 from splitglm_edge.prompting import Prompt, PromptEncoder
+from splitglm_edge.reply import ReplyUnderWay
 from splitglm_edge.stats import Meter
 from splitglm_edge.timeouts import Timeouts
 from splitglm_glm.checkpoint import Checkpoint
-from splitglm_glm.export.manifest import GraphsManifest
 from splitglm_glm.opening import Progress, open_checkpoint, open_stack
 from splitglm_glm.runtime import RuntimeOptions
 from splitglm_glm.stack import LayerStack
 from splitglm_glm.store import ModelStore
 from splitglm_glm.tokenizer import GlmTokenizer
-from splitglm_partitioner import explain
 from splitglm_partitioner.policy import Decision
 from splitglm_partitioner.profiles import CloudProfile, DeviceProfile, LinkEstimate
-from splitglm_partitioner.request import Fixed, Objective, Request, Warm
+from splitglm_partitioner.request import Fixed, Objective, Request
+from splitglm_wire.limits import MAX_ROWS
 
 DEFAULT_CODECS = (Codec.BF16, Codec.INT8)
 
@@ -67,7 +67,8 @@ class Agent:
         self._timeouts = timeouts or Timeouts()
         self._planner = Planner(self._shape, profile, cloud)
         self._lock = threading.Lock()
-        # Weak: a reply that nobody ever iterates over goes away with its conversation.
+        CLOSER.start()
+        # Weak: a conversation that is dropped frees itself.
         self._open: weakref.WeakSet[Conversation] = weakref.WeakSet()
         self._closed = False
 
@@ -119,17 +120,10 @@ class Agent:
             progress=progress,
         )
         where = CloudAddress(address=cloud) if isinstance(cloud, str) else cloud
-        path = profile_path(store.root, checkpoint.fingerprint, precision, options.thread_count)
-        profile = load_profile(path)
-        if profile is None:
-            graphs = store.graphs_dir(checkpoint.directory, precision)
-            manifest = GraphsManifest.open(graphs, checkpoint.fingerprint, precision)
-            profile = measure_device(checkpoint, stack, manifest)
-            save_profile(profile, path)
         return cls(
             checkpoint=checkpoint,
             stack=stack,
-            profile=profile,
+            profile=profile_of(checkpoint, stack, store, options.thread_count),
             cloud=CloudConnection(where, checkpoint.fingerprint, timeouts=timeouts) if where is not None else None,
             context=context or shape.max_positions,
             timeouts=timeouts,
@@ -174,6 +168,7 @@ class Agent:
             fixed: decisions that the policy must respect.
             codecs: acceptable for hidden states, best loved first.
             deadline_s: bound on the whole reply.
+            chunk_tokens: prompt positions per prefill step, 4096 at most.
             conversation: one of ``new_conversation``; keeps caches between replies.
 
         Raises:
@@ -205,13 +200,13 @@ class Agent:
                 deadline_s=left_s,
                 objective=objective or Objective(),
                 codecs=codecs,
-                chunk_tokens=chunk_tokens,
+                chunk_tokens=min(chunk_tokens, MAX_ROWS),
                 fixed=fixed,
-                warm=_warm(talk, ids),
+                warm=warm_for(talk, ids),
             )
-            return self._prepare(talk, request, use_cloud=use_cloud)
+            return self._planner.prepare(talk, request, use_cloud=use_cloud)
 
-        return Generation(
+        reply = ReplyUnderWay(
             conversation=talk,
             prepare=prepare,
             tokenizer=self.tokenizer,
@@ -225,6 +220,7 @@ class Agent:
             meter=meter,
             on_end=(lambda: self.end_conversation(talk)) if own else None,
         )
+        return Generation(reply)
 
     def chat(self, *, system: str | None = None) -> Chat:
         """A conversation that keeps its messages and its caches: only new tokens are run and sent."""
@@ -248,7 +244,7 @@ class Agent:
 
     def new_conversation(self) -> Conversation:
         """Caches for one conversation at a time; pass it to ``generate``, end it with ``end_conversation``."""
-        talk = Conversation(self._stack, self._shape.hidden, self.context, self._timeouts)
+        talk = Conversation(self._stack, self._shape, self.context, self._timeouts)
         with self._lock:
             if self._closed:
                 raise InputError("the agent is closed", "open another one")
@@ -289,28 +285,3 @@ class Agent:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _prepare(self, talk: Conversation, request: Request, *, use_cloud: bool) -> Prepared:
-        decision, notes = self._planner.decide(request, use_cloud=use_cloud)
-        decoder = talk.decoder_for(decision.plan, _no_cloud if self._cloud is None else self._cloud.link)
-        return Prepared(
-            plan=decision.plan,
-            decoder=decoder,
-            remote=talk.remote,
-            why=explain.in_words(decision),
-            notes=notes,
-            predicted_ttft_s=decision.breakdown.ttft_s,
-            predicted_per_token_s=decision.breakdown.per_token_s,
-        )
-
-
-def _warm(talk: Conversation, ids: list[int]) -> Warm | None:
-    kept = talk.decoder
-    if kept is None:
-        return None
-    cached = kept.shared_prefix(ids)
-    return Warm(plan=kept.plan, cached_tokens=cached) if cached else None
-
-
-def _no_cloud() -> CloudLink:
-    raise LinkError("no cloud is configured", "name one with --cloud HOST:PORT")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import platformdirs
@@ -12,7 +13,7 @@ import platformdirs
 from splitglm_core.errors import InputError, LinkError, ProtocolError
 from splitglm_edge.link import CloudLink
 from splitglm_edge.timeouts import Timeouts
-from splitglm_partitioner.estimators import Direction, LinkEstimator
+from splitglm_partitioner.estimators import MAX_AGE_S, RTT_ALPHA, Direction, LinkEstimator
 from splitglm_partitioner.profiles import CloudProfile, LinkEstimate
 from splitglm_security.keys import parse_public_key
 from splitglm_security.trust import PinStore, Trust, TrustPolicy
@@ -75,6 +76,11 @@ class CloudConnection:
         self._closed = False
         self._estimator = LinkEstimator(_START)
         self._profile: CloudProfile | None = None
+        self._max_context = 0
+        self._load_lock = threading.Lock()
+        self._queue: tuple[float, float] | None = (
+            None  # smoothed seconds that steps wait, and when it was last observed
+        )
 
     @property
     def address(self) -> str:
@@ -99,7 +105,7 @@ class CloudConnection:
     def _connect(self) -> CloudLink:
         started_s = time.monotonic()
         if self._refused is not None and started_s < self._refused[0]:
-            raise self._refused[1]
+            raise copy.copy(self._refused[1])
         timeout_s = self.timeouts.connect_s
         if self._profile is not None:
             # It was there before: a handshake takes three round trips, and whoever waits has other choices.
@@ -115,7 +121,8 @@ class CloudConnection:
         except LinkError as error:
             # At most half of anybody's time is spent on a cloud that is not there.
             now_s = time.monotonic()
-            self._refused = (2 * now_s - started_s, error)
+            # A copy: the error that is raised holds the frames of all who see it.
+            self._refused = (2 * now_s - started_s, copy.copy(error))
             raise
         try:
             self._learn(link)
@@ -152,11 +159,30 @@ class CloudConnection:
         return link.ping(timeout_s=self.timeouts.connect_s, silence_s=self.timeouts.silence_s)
 
     def profile(self) -> CloudProfile:
-        """The cloud's own figures, as of the handshake."""
+        """The cloud's own figures, as of the handshake; how long steps wait there, as ours did of late."""
         self.link()
         if self._profile is None:
             raise LinkError("the cloud has not told its profile")
-        return self._profile
+        with self._load_lock:
+            observed = self._queue
+        if observed is None or time.monotonic() - observed[1] > MAX_AGE_S:
+            return self._profile
+        return replace(self._profile, queue_s=observed[0])
+
+    @property
+    def max_context(self) -> int:
+        """Most positions of a session, as of the newest handshake; 0 before the first."""
+        return self._max_context
+
+    def observe_queue(self, seconds: float) -> None:
+        """A step of ours waited that long in the cloud behind nothing of ours."""
+        now_s = time.monotonic()
+        with self._load_lock:
+            before = self._queue
+            if before is None or now_s - before[1] > MAX_AGE_S:
+                self._queue = (seconds, now_s)
+            else:
+                self._queue = (before[0] + RTT_ALPHA * (seconds - before[0]), now_s)
 
     def close(self) -> None:
         """End every link; nothing connects any more."""
@@ -172,6 +198,7 @@ class CloudConnection:
             self._profile = CloudProfile.from_json(link.manifest.profile)
         except InputError as error:
             raise ProtocolError("the cloud's profile is malformed", "use the same release on both sides") from error
+        self._max_context = link.manifest.max_context
         # The first exchange also proves to the cloud that this handshake is alive.
         link.ping()
         rtt_s = min(link.ping(), link.ping())
@@ -183,4 +210,5 @@ class CloudConnection:
         ):
             self._estimator.observe_transfer(_PROBE_BYTES, max(1e-6, seconds - rtt_s), direction, now_s)
         estimate = self._estimator.estimate(now_s)
-        link.uplink_bytes_per_s, link.downlink_bytes_per_s = estimate.uplink_bytes_per_s, estimate.downlink_bytes_per_s
+        link.liveness.uplink_bytes_per_s = estimate.uplink_bytes_per_s
+        link.liveness.downlink_bytes_per_s = estimate.downlink_bytes_per_s

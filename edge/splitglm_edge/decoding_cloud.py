@@ -14,6 +14,7 @@ from splitglm_edge.remote import PREFILL_IN_FLIGHT, RemoteSession
 from splitglm_edge.stats import Meter
 from splitglm_wire.device import StepDone, TokenArrived
 from splitglm_wire.frames import Reply, Rows
+from splitglm_wire.limits import MAX_GENERATE
 
 
 class CloudDecoder(Decoder):
@@ -55,7 +56,7 @@ class CloudDecoder(Decoder):
                 rows=len(chunks[-1]),
                 payload=_ids(chunks[-1]),
                 reply=Reply.TOKEN,
-                generate=max_tokens,
+                generate=min(max_tokens, MAX_GENERATE),
             )
             self.cached += ids
             token = -1

@@ -1,99 +1,59 @@
-"""One reply under way: tokens become text, stop strings end it, a lost cloud is replaced, the account is kept."""
+"""The reply as its user holds it."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from typing import Protocol
+from collections.abc import AsyncIterator, Iterator
 
-from splitglm_core.errors import DeadlineExceeded, LinkError, NoFeasiblePlan, Overloaded, SplitGlmError, Unavailable
-from splitglm_core.sampling import SamplingParams
-from splitglm_edge.conversation import Conversation, Prepared
-from splitglm_edge.remote import SessionLost
-from splitglm_edge.stats import Meter, Stats
-from splitglm_glm.stopping import StopMatcher
-from splitglm_glm.tokenizer import GlmTokenizer
-
-_REJOIN_PAUSE_S = 0.25
-
-
-class Prepare(Protocol):
-    """Chooses a plan for what is left of a reply and makes its decoder ready."""
-
-    def __call__(self, done_tokens: int, left_s: float | None, *, use_cloud: bool) -> Prepared:
-        """Plan with ``done_tokens`` of the reply generated and ``left_s`` seconds to the deadline.
-
-        Raises:
-            NoFeasiblePlan, LinkError and what connecting raises.
-        """
+from splitglm_edge.closing import CLOSER
+from splitglm_edge.reply import ReplyUnderWay
+from splitglm_edge.stats import Stats
 
 
 class Generation:
     """A reply: iterate over it (``for`` or ``async for``) to get text pieces as they become known.
 
-    Only one thread at a time may iterate. ``cancel`` and ``close`` may come from any thread.
-
-    Attributes:
-        token_ids: tokens generated so far, an end token included.
-        text: the text so far.
-        stats: the account; None until the reply has ended.
+    Only one thread at a time may iterate. ``cancel`` and ``close`` may come from any thread. Dropping it, as ``break``
+    in a ``for`` loop over ``agent.generate(...)`` does, closes it.
     """
 
-    def __init__(
-        self,
-        *,
-        conversation: Conversation,
-        prepare: Prepare,
-        tokenizer: GlmTokenizer,
-        prompt: list[int],
-        max_tokens: int,
-        sampling: SamplingParams,
-        stop: tuple[str, ...],
-        eos: tuple[int, ...],
-        deadline_s: float | None,
-        rejoin_s: float,
-        meter: Meter,
-        on_end: Callable[[], None] | None = None,
-    ) -> None:
-        self.token_ids: list[int] = []
-        self.text = ""
-        self.stats: Stats | None = None
-        self.prompt = tuple(prompt)
-        self._conversation = conversation
-        self._prepare = prepare
-        self._decoder_text = tokenizer.stream()
-        self._matcher = StopMatcher(stop)
-        self._max_tokens = max_tokens
-        self._sampling = sampling
-        self._eos = eos
-        self._deadline_s = deadline_s
-        self._rejoin_s = rejoin_s
-        self._meter = meter
-        self._on_end = on_end
-        self._cancelled = threading.Event()
-        self._finish = "length"
-        self._fallbacks: list[str] = []
-        self._stepping = threading.Lock()
-        self._pieces = self._run()
+    def __init__(self, reply: ReplyUnderWay) -> None:
+        """Use ``Agent.generate``."""
+        self._reply = reply
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Tokens generated so far, an end token included."""
+        return self._reply.token_ids
+
+    @property
+    def text(self) -> str:
+        """The text so far."""
+        return self._reply.text
+
+    @property
+    def stats(self) -> Stats | None:
+        """The account; None until the reply has ended."""
+        return self._reply.stats
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """Token ids of the whole prompt."""
+        return self._reply.prompt
 
     def cancel(self) -> None:
         """End the reply after the current token."""
-        self._cancelled.set()
+        self._reply.cancel()
 
     def close(self) -> None:
         """End the reply now and free what only it holds; waits for the step under way. The conversation goes on."""
-        self.cancel()
-        with self._stepping:
-            self._pieces.close()
+        self._reply.close()
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
-        with self._stepping:
-            return next(self._pieces)
+        return self._reply.next_piece()
 
     async def __aiter__(self) -> AsyncIterator[str]:
         end = object()
@@ -109,149 +69,7 @@ class Generation:
             pass
         return self.text
 
-    def _run(self) -> Generator[str, None, None]:
-        self._conversation.claim(self.close)
-        try:
-            yield from self._generate(self._prepare(0, self._left_s(), use_cloud=True))
-        finally:
-            self._conversation.release()
-            if self._on_end is not None:
-                self._on_end()
-
-    def _generate(self, prepared: Prepared) -> Iterator[str]:
-        lost_at_s, lost_with = 0.0, -1
-        try:
-            while True:
-                try:
-                    yield from self._attempt(prepared)
-                    break
-                except (SessionLost, Unavailable, Overloaded) as lost:
-                    if lost_with != len(self.token_ids):  # there was progress since the last loss
-                        lost_at_s, lost_with = time.monotonic(), len(self.token_ids)
-                    again = self._rebuild(prepared, lost, lost_at_s + self._rejoin_s)
-                    if again is None:
-                        self._finish = "cancelled"
-                        break
-                    prepared = again
-            tail, stopped = self._matcher.push(self._decoder_text.flush())
-            piece = tail if stopped else tail + self._matcher.flush()
-            if piece:
-                self.text += piece
-                yield piece
-        finally:
-            self.stats = self._account(prepared)
-
-    def _attempt(self, prepared: Prepared) -> Iterator[str]:
-        """Generate under one plan until the reply ends; what was generated before counts as prompt."""
-        left = self._max_tokens - len(self.token_ids)
-        if left <= 0:
-            return
-        if self._cancelled.is_set():
-            self._finish = "cancelled"
-            return
-        tokens = prepared.decoder.generate(
-            [*self.prompt, *self.token_ids],
-            max_tokens=left,
-            sampling=self._sampling,
-            stop_ids=self._eos,
-            generated=tuple(self.token_ids),
-            deadline_s=self._left_s(),
-            meter=self._meter,
-        )
-        try:
-            for token in tokens:
-                self._meter.token()
-                self.token_ids.append(token)
-                if token in self._eos:
-                    self._finish = "stop"
-                    return
-                piece, stopped = self._matcher.push(self._decoder_text.push(token))
-                self.text += piece
-                if piece:
-                    yield piece
-                if stopped:
-                    self._finish = "stop"
-                    return
-                if self._cancelled.is_set():
-                    self._finish = "cancelled"
-                    return
-                if len(self.token_ids) < self._max_tokens:
-                    self._left_s()
-        except GeneratorExit:
-            self._finish = "cancelled"
-            raise
-        except BaseException:
-            self._finish = "error"
-            tokens.close()
-            self._conversation.forget()  # its caches may no longer agree with each other
-            raise
-        finally:
-            tokens.close()
-
-    def _left_s(self) -> float | None:
-        """Seconds to the deadline, None without one.
-
-        Raises:
-            DeadlineExceeded: there are none left.
-        """
-        if self._deadline_s is None:
-            return None
-        left_s = self._deadline_s - self._meter.total_s()
-        if left_s <= 0.0:
-            raise DeadlineExceeded(
-                f"the reply took longer than its deadline of {self._deadline_s:g} s", "allow more time"
-            )
-        return left_s
-
-    def _rebuild(self, prepared: Prepared, lost: SplitGlmError, give_up_s: float) -> Prepared | None:
-        """Plan again with what is left of the world: the device alone, or the cloud when it is back.
-
-        None when the reply was cancelled meanwhile.
-        """
-        self._fallbacks.append(f"{prepared.plan.arm.value}: {lost.what}")
-        self._finish = "length"
-        self._conversation.forget()
-        use_cloud = isinstance(lost, SessionLost)  # who says that it is busy is not asked again at once
-        while not self._cancelled.is_set():
-            try:
-                return self._prepare(len(self.token_ids), self._left_s(), use_cloud=use_cloud)
-            except DeadlineExceeded:
-                if self._deadline_s is not None and self._meter.total_s() >= self._deadline_s:
-                    raise
-            except (LinkError, NoFeasiblePlan, Unavailable, Overloaded):
-                pass
-            if isinstance(lost, Overloaded):
-                raise lost
-            if time.monotonic() >= give_up_s:
-                self._finish = "error"
-                raise LinkError(
-                    f"the cloud was lost after {len(self.token_ids)} tokens and nothing else can finish the reply",
-                    f"{lost.what}; check the cloud and try again",
-                ) from lost
-            use_cloud = True  # nothing else can finish it, so its return is worth waiting for
-            self._cancelled.wait(_REJOIN_PAUSE_S)
-        return None
-
-    def _account(self, prepared: Prepared) -> Stats:
-        meter = self._meter
-        return Stats(
-            plan=prepared.plan,
-            why=prepared.why,
-            prompt_tokens=len(self.prompt),
-            kept_tokens=meter.kept_tokens,
-            new_tokens=len(self.token_ids),
-            ttft_s=meter.ttft_s,
-            tokens_per_s=meter.tokens_per_s,
-            total_s=meter.total_s(),
-            bytes_up=self._conversation.bytes_up,
-            bytes_down=self._conversation.bytes_down,
-            stage_s=dict(meter.stage_s),
-            cloud_compute_s=meter.cloud_compute_s,
-            cloud_queue_s=meter.cloud_queue_s,
-            round_trips=meter.round_trips,
-            reconnects=self._conversation.reconnects,
-            fallbacks=(*prepared.notes, *self._fallbacks),
-            finish=self._finish,
-            predicted_ttft_s=prepared.predicted_ttft_s,
-            predicted_per_token_s=prepared.predicted_per_token_s,
-        )
+    def __del__(self) -> None:
+        reply: ReplyUnderWay | None = getattr(self, "_reply", None)  # None when __init__ was interrupted
+        if reply is not None and reply.under_way:
+            CLOSER.end(reply.close)

@@ -7,6 +7,7 @@ whether the last steps were applied is then unknown, and resuming is the session
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 import queue
@@ -26,17 +27,16 @@ from splitglm_core.errors import (
     SecurityError,
     SplitGlmError,
 )
+from splitglm_edge.inbox import Inbox
+from splitglm_edge.liveness import Liveness, Silence
 from splitglm_edge.transport import OPTIONS, await_ready, error_of
 from splitglm_security.channel import Kind
 from splitglm_security.handshake import Established, Hello, Initiator, Suite
 from splitglm_security.trust import Trust, Verdict
 from splitglm_wire import framing
-from splitglm_wire.frames import Draining, Error, Frame, Open, Ping, Pong, Reply, Result, Step
+from splitglm_wire.frames import Draining, Frame, Open, Ping, Pong
 from splitglm_wire.manifest import CloudManifest
 from splitglm_wire.v1 import split_pb2, split_pb2_grpc
-
-Inbox = queue.SimpleQueue[tuple[Frame, int] | None]
-"""Frames of one session with the size of their records in bytes; None when the stream ended."""
 
 
 class CloudLink:
@@ -54,15 +54,13 @@ class CloudLink:
         self._established: Established
         self._outgoing: queue.SimpleQueue[split_pb2.Sealed | None] = queue.SimpleQueue()
         self._inboxes: dict[int, Inbox] = {}
+        self._pings: set[tuple[int, int, int]] = set()  # handle, nonce and size of answers that are owed
         self._handles = itertools.count(1)
+        self._nonces = itertools.count(1)  # of pings that belong to no session
         self._requests = 0
         self._seal_lock = threading.Lock()
         self._closing = False
-        self.uplink_bytes_per_s = self.downlink_bytes_per_s = 1e6  # as last estimated
-        self._heard_s = time.monotonic()
-        self._asked_s = 0.0
-        self._owed_bytes = 0  # of answers that are big and may be on their way
-        self._arrives_s = 0.0  # when the last byte sent should be on the other side, at half the estimated rate
+        self.liveness = Liveness(time.monotonic())
         self._channel: grpc.Channel
         self._call: Any
         self._reader: threading.Thread
@@ -131,7 +129,7 @@ class CloudLink:
         handle, inbox = next(self._handles), Inbox()
         self._inboxes[handle] = inbox
         if self.error is not None:
-            inbox.put(None)
+            inbox.end()
         return handle, inbox
 
     def drop_inbox(self, handle: int) -> None:
@@ -146,13 +144,15 @@ class CloudLink:
         data = framing.encode(frame)
         with self._seal_lock:
             if self.error is not None:
-                raise self.error
+                # A copy: an error that is kept and raised collects the frames, and what is in them, of all who saw it.
+                raise copy.copy(self.error)
             if self._closing:
                 raise LinkError("the connection was closed", "connect again")
             channel = self._established.channel
             # Each reply gets keys of its own: those of finished ones are gone when it begins.
-            if isinstance(frame, Step) and frame.reply is Reply.ALL_HIDDEN:
-                self._owed_bytes += len(frame.payload)
+            self.liveness.expect(frame)
+            if isinstance(frame, Ping):
+                self._pings.add((frame.handle, frame.nonce, frame.reply_size))
             if channel.needs_key_update or (isinstance(frame, Open) and self._requests):
                 self._put(channel.key_update())
             self._requests += isinstance(frame, Open)
@@ -161,7 +161,7 @@ class CloudLink:
     def _put(self, record: bytes) -> int:
         self._outgoing.put(split_pb2.Sealed(frame=record))
         self.bytes_up += len(record)
-        self._arrives_s = max(time.monotonic(), self._arrives_s) + 2 * len(record) / self.uplink_bytes_per_s
+        self.liveness.sent(len(record), time.monotonic())
         return len(record)
 
     def ping(
@@ -180,7 +180,7 @@ class CloudLink:
             self.send(Ping(handle=handle, nonce=nonce, size=size, reply_size=reply_size))
             received = self.receive(inbox, timeout_s=timeout_s, silence_s=silence_s or timeout_s)
             if received is None:
-                raise self.error or LinkError("the connection ended")
+                raise copy.copy(self.error) if self.error is not None else LinkError("the connection ended")
             frame = received[0]
             if not isinstance(frame, Pong) or frame.nonce != nonce:
                 raise ProtocolError("the cloud answered a ping with something else")
@@ -207,24 +207,16 @@ class CloudLink:
                 self._check_alive(silence_s)
 
     def _check_alive(self, silence_s: float) -> None:
-        """Ask a silent cloud for a sign of life; give up on one that sends none.
-
-        Keepalive of the transport is no substitute: it is slower, and the transport's own threads answer for a service
-        that is stuck.
-        """
-        now_s = time.monotonic()
-        if now_s - self._heard_s < silence_s / 3 or self.error is not None:
+        """Ask a silent cloud for a sign of life; give up on one that sends none."""
+        if self.error is not None:
             return
-        if self._asked_s <= self._heard_s:
-            self._asked_s = now_s
+        verdict = self.liveness.judge(silence_s, time.monotonic())
+        if verdict is Silence.QUESTIONABLE:
             try:
-                self.send(Ping(handle=0, nonce=0))
+                self.send(Ping(handle=0, nonce=next(self._nonces)))
             except LinkError:
                 pass  # it ended meanwhile: the inbox knows
-            return
-        # The answer to a ping waits behind whatever else is on its way, on slow links for longer than any silence.
-        patience_s = 2 * silence_s / 3 + 2 * self._owed_bytes / self.downlink_bytes_per_s
-        if now_s - max(self._asked_s, self._arrives_s) > patience_s:
+        elif verdict is Silence.DEADLY:
             self.give_up(DeadlineExceeded(f"{self.address} has gone silent", "check the network and the cloud"))
 
     def give_up(self, error: SplitGlmError) -> None:
@@ -254,26 +246,37 @@ class CloudLink:
 
     def _read(self) -> None:
         error: SplitGlmError | None = None
+        channel = self._established.channel
         try:
             for record in self._records():
                 self.bytes_down += len(record)
-                self._heard_s = time.monotonic()
-                opened = self._established.channel.open(record)
-                if opened.kind is Kind.FIN:
+                self.liveness.heard(time.monotonic())
+                opened = channel.open(record)
+                if opened.kind in (Kind.FIN, Kind.ALERT):
                     break
                 if opened.kind is Kind.DATA:
                     self._dispatch(framing.decode(opened.payload), len(record))
+            error = self._ending()
         except SplitGlmError as found:
             error = found
         finally:
-            ended = error or LinkError("the cloud ended the connection", "connect again")
+            ended = error or LinkError("the connection ended", "connect again")
             with self._seal_lock:
                 self.error = self.error or ended
-                self._established.channel.discard()
+                channel.discard()
             for inbox in list(self._inboxes.values()):
-                inbox.put(None)
+                inbox.end()
             self._call.cancel()
             self._outgoing.put(None)
+
+    def _ending(self) -> LinkError:
+        """What it means that the records ended: a goodbye is the cloud's own word, anything else may be anybody's."""
+        try:
+            self._established.channel.finish()
+        except SecurityError:
+            # Not forged, only cut, as any broken network does: whether the last steps were applied is unknown.
+            return LinkError(f"the connection to {self.address} was cut off", "check the network and the cloud")
+        return LinkError("the cloud ended the connection", "connect again")
 
     def _records(self) -> Iterator[bytes]:
         try:
@@ -286,10 +289,12 @@ class CloudLink:
         if isinstance(frame, Draining):
             self.draining = True
             return
-        if isinstance(frame, Error):
-            self._owed_bytes = 0
-        elif isinstance(frame, Result):
-            self._owed_bytes = max(0, self._owed_bytes - len(frame.payload))
+        self.liveness.answered(frame)
+        if isinstance(frame, Pong):
+            answer = (frame.handle, frame.nonce, frame.size)
+            if answer not in self._pings:
+                raise ProtocolError("the cloud answered a ping that was not sent", "use another cloud")
+            self._pings.discard(answer)
         inbox = self._inboxes.get(frame.handle)
         if inbox is not None:
-            inbox.put((frame, record_bytes))
+            inbox.put(frame, record_bytes)

@@ -19,6 +19,7 @@ from splitglm_glm.checkpoint import Checkpoint
 from splitglm_glm.export.manifest import EMBEDDING, HEAD, GraphsManifest, layer_part
 from splitglm_glm.measure import measure
 from splitglm_glm.stack import LayerStack
+from splitglm_glm.store import ModelStore
 from splitglm_partitioner.layer_times import LayerTimes, PrefillPoint
 from splitglm_partitioner.profiles import CodecTime, DeviceProfile, PrecisionProfile
 from splitglm_wire import codec
@@ -31,6 +32,18 @@ def profile_path(root: Path, fingerprint: bytes, precision: Precision, threads: 
     """Where the profile of this machine lies; another CPU, thread count or model is another file."""
     machine = f"{platform.machine()}-{os.cpu_count()}c-{threads}t"
     return root / "profiles" / f"{fingerprint.hex()[:16]}-{precision.value}-{machine}.json"
+
+
+def profile_of(checkpoint: Checkpoint, stack: LayerStack, store: ModelStore, threads: int) -> DeviceProfile:
+    """The stored profile of this machine with ``stack``, or else a measured one, which is then stored."""
+    path = profile_path(store.root, checkpoint.fingerprint, stack.precision, threads)
+    profile = load_profile(path)
+    if profile is None:
+        graphs = store.graphs_dir(checkpoint.directory, stack.precision)
+        manifest = GraphsManifest.open(graphs, checkpoint.fingerprint, stack.precision)
+        profile = measure_device(checkpoint, stack, manifest)
+        save_profile(profile, path)
+    return profile
 
 
 def load_profile(path: Path) -> DeviceProfile | None:

@@ -7,6 +7,7 @@ the cloud's reply cache), else ``SessionLost`` tells the caller to rebuild from 
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import queue
@@ -22,6 +23,7 @@ from splitglm_core.errors import (
     LinkError,
     Overloaded,
     PromptTooLong,
+    ProtocolError,
     RemoteError,
     SplitGlmError,
     Unavailable,
@@ -35,7 +37,9 @@ from splitglm_wire.device import (
     DeviceSession,
     Event,
     Gap,
+    HiddenArrived,
     Refused,
+    StepDone,
     TokenArrived,
 )
 from splitglm_wire.frames import Error, ErrorCode, Frame, Reply, Rows
@@ -50,17 +54,42 @@ PREFILL_IN_FLIGHT = 16
 """Prefill steps sent and not yet answered: enough to hide a round trip, few enough to bound both sides' memory."""
 
 
+MAX_FRUITLESS_RECOVERIES = 3
+"""A stream that breaks again and again without one answer between breaks because of what is asked."""
+
+
 class SessionLost(LinkError):
     """The cloud no longer holds this conversation; its tokens are known, so it can be rebuilt."""
 
 
-class RemoteSession:
-    """One conversation's cloud half. Used from one thread; ``cancel`` may come from another."""
+class Unresponsive(SessionLost):
+    """The cloud is alive and may hold the conversation, but it does not answer."""
 
-    def __init__(self, connect: Connect, timeouts: Timeouts) -> None:
-        """``connect`` returns the agent's link, made anew when the old one is gone."""
+
+class RemoteSession:
+    """One conversation's cloud half. Used from one thread."""
+
+    def __init__(
+        self,
+        connect: Connect,
+        timeouts: Timeouts,
+        *,
+        vocab: int | None = None,
+        observe_queue: Callable[[float], None] | None = None,
+    ) -> None:
+        """Begin a session.
+
+        Args:
+            connect: returns the agent's link, made anew when the old one is gone.
+            vocab: token ids of the model; what the cloud samples must lie in ``[0, vocab)``. None takes any.
+            observe_queue: told the seconds that a step waited in the cloud behind nothing of this session.
+        """
         self._connect = connect
         self._timeouts = timeouts
+        self._vocab = vocab
+        self._observe_queue = observe_queue
+        self._alone: set[int] = set()  # tickets of steps that were sent while no other was open
+        self._fruitless = 0  # recoveries since the last answer
         self._deadline_s = math.inf
         self._link = connect()
         handle, self._inbox = self._link.open_inbox()
@@ -92,14 +121,19 @@ class RemoteSession:
         generated: tuple[int, ...],
         deadline_s: float | None,
     ) -> None:
-        """Open the next reply, keeping ``keep`` positions; steps may follow without waiting for the answer."""
+        """Open the next reply, keeping ``keep`` positions; steps may follow without waiting for the answer.
+
+        ``context`` is what the device can hold; the cloud is asked for no more than it offers.
+        """
         self._delivered = list(generated)
+        self._alone.clear()
+        self._fruitless = 0
         self._events.clear()
         self._deadline_s = math.inf if deadline_s is None else time.monotonic() + deadline_s
         frame = self._machine.open(
             plan=plan,
             sampling=sampling,
-            context=context,
+            context=min(context, self._link.manifest.max_context),
             keep=keep,
             stop_ids=stop_ids,
             generated=generated,
@@ -109,9 +143,12 @@ class RemoteSession:
 
     def step(self, *, rows_kind: Rows, rows: int, payload: bytes, reply: Reply, generate: int = 0) -> int:
         """Send one step; returns its ticket."""
+        alone = self._machine.in_flight == 0
         ticket, frame = self._machine.step(
             rows_kind=rows_kind, rows=rows, payload=payload, reply=reply, generate=generate
         )
+        if alone:
+            self._alone.add(ticket)
         self._send(frame)
         return ticket
 
@@ -135,8 +172,9 @@ class RemoteSession:
         """The next event.
 
         Raises:
-            DeadlineExceeded: no answer within the step timeout or the reply's deadline, although the cloud is alive.
-            SessionLost: the cloud is gone or no longer holds the session.
+            DeadlineExceeded: the reply's deadline has passed.
+            SessionLost: the cloud is gone, no longer holds the session, or is alive and does not answer.
+            ProtocolError: it answered with what no cloud may answer.
             RemoteError, BadTensor, InputError: the cloud refused the step.
         """
         while not self._events:
@@ -144,7 +182,13 @@ class RemoteSession:
             if left_s <= 0.0:
                 raise DeadlineExceeded("the reply's deadline has passed", "allow more time")
             timeout_s = min(self._timeouts.step_s, left_s)
-            self._take(self._link.receive(self._inbox, timeout_s=timeout_s, silence_s=self._timeouts.silence_s))
+            try:
+                received = self._link.receive(self._inbox, timeout_s=timeout_s, silence_s=self._timeouts.silence_s)
+            except DeadlineExceeded as late:
+                if timeout_s == left_s:
+                    raise
+                raise Unresponsive(late.what, late.hint) from None
+            self._take(received)
         return self._next_event()
 
     def close(self) -> None:
@@ -168,13 +212,21 @@ class RemoteSession:
         self.bytes_down += received[1]
         events, replies = self._machine.receive(received[0])
         self._events.extend(events)
+        if any(isinstance(event, (TokenArrived, HiddenArrived, StepDone)) for event in events):
+            self._fruitless = 0
         for reply in replies:
             self._send(reply)
 
     def _next_event(self) -> Event:
         event = self._events.popleft()
         if isinstance(event, TokenArrived):
+            if self._vocab is not None and event.token >= self._vocab:
+                raise ProtocolError("the cloud sampled a token that the model does not have", "use another cloud")
             self._delivered.append(event.token)
+        elif isinstance(event, StepDone):
+            if event.ticket in self._alone and self._observe_queue is not None:
+                self._observe_queue(event.queue_s)
+            self._alone.discard(event.ticket)
         elif isinstance(event, Gap):
             raise SessionLost("the cloud no longer holds this conversation")
         elif isinstance(event, Refused):
@@ -185,8 +237,14 @@ class RemoteSession:
         """Re-attach on a new connection; the machine decides what is sent again."""
         cause = self._link.error or LinkError("the connection ended")
         if not isinstance(cause, LinkError):
-            raise cause  # a security or protocol fault is never papered over by trying again
+            raise copy.copy(cause)  # a security or protocol fault is never papered over by trying again
         self._machine.broke()
+        self._alone.clear()  # when a step that is sent again was first sent says nothing about its wait
+        if self._fruitless >= MAX_FRUITLESS_RECOVERIES:
+            raise SessionLost(
+                f"the stream broke {self._fruitless + 1} times without an answer: {cause.what}", cause.hint
+            )
+        self._fruitless += 1
         started_s = time.monotonic()
         for pause_s in RECONNECT_PAUSES_S:
             time.sleep(pause_s)  # a real back-off between attempts, not a synchronisation

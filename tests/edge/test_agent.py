@@ -155,7 +155,7 @@ def test_a_cloud_that_drains_is_left_for_the_device(model: Path, home: Path, ask
         assert len(other.token_ids) == 3
         with pytest.raises(LinkError, match="nothing else can finish"):
             impatient = ask(agent, "split")
-            impatient._rejoin_s = 0.0
+            impatient._reply._rejoin_s = 0.0
             impatient.result()
         cloud.now(lambda: setattr(cloud.server.table, "draining", False))
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
 from running_cloud import RunningCloud
 
-from splitglm_core.errors import InputError, NoFeasiblePlan
+from splitglm_core.errors import InputError, LinkError, NoFeasiblePlan
 from splitglm_core.plan import Arm, Codec, Privacy
 from splitglm_core.sampling import SamplingParams
 from splitglm_edge import Agent
@@ -172,3 +173,96 @@ def test_closing_a_chat_frees_both_sides(agent: Agent, cloud: RunningCloud) -> N
     cloud.until(lambda: len(cloud.server.table) == before)
     with pytest.raises(InputError):
         "".join(chat.say(QUESTIONS[1], **options("split")))
+
+
+@pytest.mark.parametrize("fault", [LinkError("for the test"), KeyboardInterrupt()], ids=["error", "interrupt"])
+def test_a_reply_that_failed_in_the_middle_does_not_count(
+    agent: Agent, fault: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits, count = agent._stack.logits, 0
+
+    def fails(hidden: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count > 5:
+            raise fault
+        return logits(hidden)
+
+    with agent.chat() as chat:
+        "".join(chat.say(QUESTIONS[0], **options("device")))
+        before = list(chat.messages)
+        with monkeypatch.context() as patch:
+            patch.setattr(agent._stack, "logits", fails)
+            reply = chat.say(QUESTIONS[1], **options("device"))
+            with pytest.raises(type(fault)):
+                "".join(reply)
+            assert len(reply.generation.token_ids) == 5
+            reply.close()
+        del reply
+        assert chat.messages == before
+        "".join(chat.say(QUESTIONS[1], **options("device")))
+        assert len(chat.messages) == 4
+
+
+def test_a_discarded_reply_does_not_count(agent: Agent) -> None:
+    with agent.chat() as chat:
+        reply = chat.say(QUESTIONS[0], **options("split"))
+        next(iter(reply))
+        reply.discard()
+        reply.close()
+        assert "".join(reply) == ""
+        del reply
+        assert chat.messages == []
+        "".join(chat.say(QUESTIONS[1], **options("split")))
+        assert [message.content for message in chat.messages][:1] == [QUESTIONS[1]]
+
+
+def test_a_reply_may_be_closed_by_another_thread_than_its_reader(
+    agent: Agent, cloud: RunningCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from splitglm_edge.remote import RemoteSession
+
+    with agent.chat() as chat:
+        reply = chat.say(QUESTIONS[0], **options("split", max_tokens=200))
+        heard = next(iter(reply))
+        waiting, go_on = threading.Event(), threading.Event()
+        cloud.server.executor._commands.put(lambda: go_on.wait(60) and None)
+        wait = RemoteSession.wait
+        monkeypatch.setattr(RemoteSession, "wait", lambda self: (waiting.set(), wait(self))[1])
+        errors: list[BaseException] = []
+
+        def run(work: Any) -> None:
+            try:
+                work()
+            except BaseException as error:
+                errors.append(error)
+
+        reader = threading.Thread(target=run, args=(lambda: list(reply),))
+        reader.start()
+        assert waiting.wait(30)  # the reader is in the middle of a step
+        closer = threading.Thread(target=run, args=(reply.close,))
+        closer.start()
+        go_on.set()
+        reader.join(60)
+        closer.join(60)
+        assert not reader.is_alive() and not closer.is_alive() and errors == []
+        assert len(reply.generation.token_ids) < 200
+        assert chat.messages[-1].content == reply.generation.text and reply.generation.text.startswith(heard)
+
+
+def test_a_caches_chunks_that_differ_or_an_unknown_cloud_half_are_no_warm_session(agent: Agent) -> None:
+    """What the policy believes to be kept is what the conversation keeps."""
+    from splitglm_edge.planning import warm_for
+
+    talk = agent.new_conversation()
+    ids = [7] * 40
+    agent.generate(ids, conversation=talk, **options("split")).result()
+    assert warm_for(talk, [*ids, 1]) is not None
+    for chunk, kept in ((16, 39), (8, 0), (8, 39)):
+        again = agent.generate(ids, conversation=talk, **options("split", chunk_tokens=chunk))
+        again.result()
+        assert again.stats is not None and again.stats.kept_tokens == kept
+    assert talk.decoder is not None
+    talk.decoder.usable = False
+    assert warm_for(talk, [*ids, 1]) is None
+    agent.end_conversation(talk)

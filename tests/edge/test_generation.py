@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import threading
 import time
 from collections.abc import Callable
@@ -34,7 +33,6 @@ def sessions(cloud: RunningCloud) -> int:
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind(agent: Agent, cloud: RunningCloud) -> Any:
     yield
-    gc.collect(1)  # a reply and its generator hold each other
     agent.link()
     # Sessions of links that tests have broken wait for their device; those of a living link must have been closed.
     cloud.until(lambda: cloud.server.table.sweep(float("inf")) or len(cloud.server.table) == 0)
@@ -173,7 +171,7 @@ def test_an_error_in_the_middle_forgets_the_caches_and_releases_the_conversation
     talk = agent.new_conversation()
     generation = ask(agent, arm, conversation=talk)
     next(generation)
-    monkeypatch.setattr(generation, "_decoder_text", None)  # the next token cannot become text
+    monkeypatch.setattr(generation._reply, "_decoder_text", None)  # the next token cannot become text
     with pytest.raises(AttributeError):
         generation.result()
     assert generation.stats is not None and generation.stats.finish == "error"
@@ -240,7 +238,7 @@ def test_close_from_another_thread_waits_for_the_step_and_ends_the_reply(
 
 def until_reachable(generation: Generation) -> None:
     """Read it whole; right after a failure the cloud counts as gone for as long as it took to fail."""
-    prepare = generation._prepare
+    prepare = generation._reply._prepare
 
     def patient(*values: Any, **names: Any) -> Any:
         deadline_s = time.monotonic() + 20
@@ -252,7 +250,7 @@ def until_reachable(generation: Generation) -> None:
                     raise
                 time.sleep(0.02)
 
-    generation._prepare = patient
+    generation._reply._prepare = patient
     generation.result()
 
 
@@ -298,17 +296,17 @@ def test_the_noise_stays_aligned_when_the_device_takes_over(
 ) -> None:
     """The same seed, positions and history on the device as in the cloud: the reply does not change."""
     first, second = ask(agent, before), ask(agent, "device", conversation=(talk := agent.new_conversation()))
-    kept = first._prepare
+    kept, then = first._reply._prepare, second._reply._prepare
 
     def prepare(done: int, left_s: float | None, *, use_cloud: bool) -> Prepared:
-        return kept(done, left_s, use_cloud=use_cloud) if done == 0 else second._prepare(done, left_s, use_cloud=False)
+        return kept(done, left_s, use_cloud=use_cloud) if done == 0 else then(done, left_s, use_cloud=False)
 
-    monkeypatch.setattr(first, "_prepare", prepare)
+    monkeypatch.setattr(first._reply, "_prepare", prepare)
     pieces = []
     while len(first.token_ids) < 7:
         pieces.append(next(first))
     with monkeypatch.context() as patch:
-        remote = first._conversation.remote
+        remote = first._reply._conversation.remote
         patch.setattr(type(remote), "wait", _lost)
         patch.setattr(type(remote), "poll", _lost)
         pieces += list(first)

@@ -7,29 +7,36 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent import futures
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from glm_factory import write_tiny_checkpoint
-from running_cloud import RunningCloud, running_cloud
+from running_cloud import RunningCloud, open_agent, running_cloud
 
+from splitglm_cloud.service import DeviceStream
+from splitglm_cloud.sessions import SessionTable
 from splitglm_core.errors import (
     LinkError,
     ModelMismatch,
     Overloaded,
     PeerUntrusted,
+    ProtocolError,
     SecurityError,
     VersionMismatch,
 )
 from splitglm_edge.connection import CloudAddress
+from splitglm_edge.inbox import Inbox
 from splitglm_edge.link import CloudLink
 from splitglm_security.channel import Channel
 from splitglm_security.handshake import Initiator
 from splitglm_security.keys import NodeKey
 from splitglm_sims.link_emulator import LinkEmulator
 from splitglm_sims.shaper import Direction
-from splitglm_wire.frames import Ping
+from splitglm_wire.frames import Ping, Pong
+from splitglm_wire.v1 import split_pb2
 
 
 def connect(cloud: RunningCloud, *, address: str | None = None, timeout_s: float = 20.0, **where: object) -> CloudLink:
@@ -252,3 +259,110 @@ def test_draining_is_noticed(model: Path, home: Path) -> None:
         assert inbox.get(timeout=20) is None
         assert one.draining
         one.close()
+
+
+def test_answers_that_nobody_asked_for_end_the_link(model: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    receive = SessionTable.receive
+
+    def twice(self: SessionTable, stream: Any, frame: Any) -> None:
+        receive(self, stream, frame)
+        if isinstance(frame, Ping) and frame.size:
+            stream.send(Pong(handle=frame.handle, nonce=frame.nonce))
+
+    monkeypatch.setattr(SessionTable, "receive", twice)
+    with running_cloud(model, home) as cloud:
+        one = connect(cloud)
+        one.ping()
+        inbox = one.open_inbox()[1]
+        one.ping(size=1)
+        assert inbox.get(timeout=20) is None
+        assert isinstance(one.error, ProtocolError) and "not sent" in one.error.what
+        one.close()
+
+
+def test_an_answer_of_another_size_than_asked_ends_the_link(
+    model: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receive = SessionTable.receive
+
+    def large(self: SessionTable, stream: Any, frame: Any) -> None:
+        receive(self, stream, replace(frame, reply_size=9) if isinstance(frame, Ping) and frame.size else frame)
+
+    monkeypatch.setattr(SessionTable, "receive", large)
+    with running_cloud(model, home) as cloud:
+        one = connect(cloud)
+        one.ping()
+        with pytest.raises(ProtocolError):
+            one.ping(size=1)
+        one.close()
+
+
+def test_a_session_that_is_flooded_ends_the_link(cloud: RunningCloud) -> None:
+    one = connect(cloud)
+    handle, _ = one.open_inbox()
+    inbox = one._inboxes[handle] = Inbox(max_bytes=3000)
+    for nonce in range(3):
+        one.send(Ping(handle=handle, nonce=nonce, reply_size=1200))
+    other = one.open_inbox()[1]
+    assert other.get(timeout=20) is None
+    assert isinstance(one.error, ProtocolError) and "more than was asked" in one.error.what
+    assert inbox._queue.qsize() <= 3  # two frames and the end
+    one.close()
+
+
+@pytest.mark.parametrize("goodbye", [True, False])
+def test_a_stream_that_was_cut_is_told_apart_from_one_that_ended(
+    model: Path, home: Path, goodbye: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ends(self: DeviceStream, write: Any, metrics: Any) -> None:
+        if goodbye:
+            await write(split_pb2.Sealed(frame=self.channel.close()))
+
+    monkeypatch.setattr(DeviceStream, "write_all", ends)
+    with running_cloud(model, home) as cloud:
+        one = connect(cloud)
+        inbox = one.open_inbox()[1]
+        try:
+            one.send(Ping(handle=1, nonce=1))
+        except LinkError:
+            pass  # it may have ended already
+        assert inbox.get(timeout=20) is None
+        assert type(one.error) is LinkError
+        assert ("ended the connection" if goodbye else "was cut off") in one.error.what
+        one.close()
+
+
+@pytest.mark.parametrize("arm", ["cloud", "split", "ushape"])
+def test_a_stream_that_was_cut_goes_on_in_a_new_one(
+    model: Path, home: Path, ask: Any, truth: Any, arm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a goodbye it is unknown whether the last steps were applied: the session asks, and loses nothing."""
+    write_all, cut = DeviceStream.write_all, []
+
+    async def cuts(self: DeviceStream, write: Any, metrics: Any) -> None:
+        frames = 0
+
+        async def until_then(record: Any) -> None:
+            nonlocal frames
+            frames += 1
+            if frames == 14 and not cut:  # after the probes
+                cut.append(self)
+                raise Cut
+            await write(record)
+
+        try:
+            await write_all(self, until_then, metrics)
+        except Cut:
+            pass
+
+    monkeypatch.setattr(DeviceStream, "write_all", cuts)
+    with running_cloud(model, home) as cloud, open_agent(model, home, cloud) as agent:
+        generation = ask(agent, arm)
+        assert generation.result() == truth[1] and generation.token_ids == truth[0]
+        assert len(cut) == 1
+        assert generation.stats is not None
+        assert (generation.stats.reconnects, generation.stats.fallbacks) == (1, ())
+
+
+class Cut(Exception):
+    pass
