@@ -120,10 +120,14 @@ class _Talk:
 
         try:
             reply = self._chat.say(text, **self._options)
-            with _cancelling(reply.generation), closing(iter(reply)) as pieces:  # type: ignore[type-var]
-                for piece in pieces:
-                    sys.stdout.write(printable(piece))
-                    sys.stdout.flush()
+            with closing(reply), _cancelling(reply.generation):
+                try:
+                    for piece in reply:
+                        sys.stdout.write(printable(piece))
+                        sys.stdout.flush()
+                except KeyboardInterrupt:
+                    reply.discard()
+                    raise
         except KeyboardInterrupt:
             print(flush=True)
             _say("cancelled; nothing of it is kept")
