@@ -31,7 +31,7 @@ def peer_name(address: str) -> str:
     """Who counts as one peer: an IPv4 address, or the /64 network of an IPv6 address, which one customer owns whole.
 
     Args:
-        address: without port; IPv6 in brackets or not, with or without gRPC's ``ipv4:`` and ``ipv6:``. What is not an IP
+        address: without port; IPv6 in brackets or not, ``ipv4:`` or ``ipv6:`` before it or not. What is not an IP
             address counts as written.
     """
     plain = address.removeprefix("ipv4:").removeprefix("ipv6:")
