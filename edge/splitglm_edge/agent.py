@@ -38,6 +38,7 @@ from splitglm_partitioner.profiles import CloudProfile, DeviceProfile, LinkEstim
 from splitglm_partitioner.request import Fixed, Objective, Request
 from splitglm_wire.limits import MAX_ROWS
 
+_SETTLE_S = 2.0
 DEFAULT_CODECS = (Codec.BF16, Codec.INT8)
 
 
@@ -275,6 +276,8 @@ class Agent:
             talks = list(self._open)
         for talk in talks:
             self.end_conversation(talk)
+        # A conversation that was just dropped is still being ended: it needs the connection for its goodbye.
+        CLOSER.settle(_SETTLE_S)
         if self._cloud is not None:
             self._cloud.close()
 

@@ -61,6 +61,14 @@ class Closer:
         """Do ``work`` soon in another thread. Takes no lock."""
         self._left.put(work)
 
+    def settle(self, timeout_s: float) -> None:
+        """Wait until what was dropped before this call has been ended."""
+        if threading.current_thread() is self._thread:
+            return
+        done = threading.Event()
+        self._left.put(done.set)
+        done.wait(timeout_s)
+
     def _on_collection(self, phase: Literal["start", "stop"], _info: dict[str, int]) -> None:
         self._collecting = threading.get_ident() if phase == "start" else 0
 

@@ -251,3 +251,14 @@ def test_what_cannot_be_ended_does_not_stop_the_ending_of_others() -> None:
     CLOSER.end_later(fail)
     CLOSER.end_later(done.set)
     assert done.wait(20)
+
+
+def test_settling_waits_for_everything_dropped_before_it() -> None:
+    ended: list[int] = []
+    begin = threading.Event()
+    CLOSER.start()
+    CLOSER.end_later(lambda: begin.wait(20) and None)
+    CLOSER.end_later(lambda: ended.append(1))
+    threading.Thread(target=begin.set).start()
+    CLOSER.settle(20)
+    assert ended == [1]
