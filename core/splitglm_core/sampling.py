@@ -39,7 +39,7 @@ class SamplingParams:
             raise InputError("sampling parameters must be finite numbers")
         # Below 1e-4 scaled logits overflow; so small a temperature means greedy, which is said with 0.
         if self.temperature != 0.0 and not 1e-4 <= self.temperature <= 100.0:
-            raise InputError(f"temperature {self.temperature} is neither 0 nor in [0.0001, 100]")
+            raise InputError(f"temperature {self.temperature} is neither 0 nor in [0.0001, 100]", "use 0 for greedy")
         if not 0.0 < self.top_p <= 1.0:
             raise InputError(f"top_p {self.top_p} is outside (0, 1]")
         if not 0 <= self.top_k <= 2**20:

@@ -240,7 +240,7 @@ def run_in_thread(emulator: LinkEmulator) -> Iterator[LinkEmulator]:
                 raise
             started.set_exception(error)
 
-    thread = threading.Thread(target=body, name="splitglm-link", daemon=True)
+    thread = threading.Thread(target=body, name="splitglm-emulator", daemon=True)
     thread.start()
     loop, stop = started.result()
     try:

@@ -275,7 +275,7 @@ def test_the_thread_wrapper_takes_faults_from_sync_code_and_stops(threaded_echo_
             with pytest.raises(ConnectionResetError):
                 client.recv(1)
         port = link.port
-    assert "splitglm-link" not in {thread.name for thread in threading.enumerate()}
+    assert "splitglm-emulator" not in {thread.name for thread in threading.enumerate()}
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=SOON_S)
     with pytest.raises(InputError, match="not running"):
