@@ -12,7 +12,7 @@ from running_cloud import RunningCloud
 
 from splitglm_core.errors import LinkError
 from splitglm_core.plan import Arm, Codec, Privacy
-from splitglm_edge import Agent, Generation
+from splitglm_edge import Agent, Generation, connection
 from splitglm_edge.closing import CLOSER
 from splitglm_edge.timeouts import Timeouts
 from splitglm_partitioner.request import Fixed
@@ -217,11 +217,12 @@ def test_a_dropped_chat_frees_its_session_even_if_the_collector_finds_it_inside_
 
 
 def test_errors_that_are_kept_do_not_keep_what_their_callers_hold(
-    agent_over: Callable[..., Agent], link: LinkEmulator, ask: Ask
+    agent_over: Callable[..., Agent], link: LinkEmulator, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kept and raised error would collect frames, and with them replies: freed under whichever lock replaces it."""
     agent = agent_over(timeouts=Timeouts(connect_s=1.0, silence_s=0.5, rejoin_s=0.0))
     assert agent._cloud is not None
+    monkeypatch.setattr(connection, "_FRESH_S", 0.0)  # every estimate asks the link
     broken = agent._cloud.link()
     link.blackhole(next(iter(link._shapes)))
     link.reset_all()
@@ -251,6 +252,20 @@ def test_what_cannot_be_ended_does_not_stop_the_ending_of_others() -> None:
     CLOSER.end_later(fail)
     CLOSER.end_later(done.set)
     assert done.wait(20)
+
+
+def test_a_fresh_round_trip_is_not_measured_again(
+    agent_over: Callable[..., Agent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = agent_over()
+    assert agent._cloud is not None
+    live = agent._cloud.link()
+    before = live.bytes_up
+    first = agent.link()[0]
+    assert live.bytes_up == before and agent.link()[0] == first
+    monkeypatch.setattr(connection, "_FRESH_S", 0.0)
+    agent.link()
+    assert live.bytes_up > before
 
 
 def test_settling_waits_for_everything_dropped_before_it() -> None:
