@@ -15,7 +15,7 @@ import time
 NEVER_ON_THE_DEVICE = ("torch", "transformers", "grpc_tools", "ray", "simpy")
 DEVICE_ROOMS = ("core", "wire", "security", "partitioner", "glm", "edge", "cli")
 ALL_ROOMS = (*DEVICE_ROOMS, "cloud", "sims")
-NEED_TORCH = {"splitglm_glm.model", "splitglm_cloud.runner_torch"}
+NEED_TORCH = {"splitglm_glm.model", "splitglm_cloud.engine.runner_torch"}
 
 
 def modules(room: str) -> list[str]:

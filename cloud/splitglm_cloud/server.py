@@ -11,18 +11,19 @@ from collections.abc import Callable
 import grpc
 from grpc_reflection.v1alpha import reflection
 
-from splitglm_cloud.engine import Emit, Engine, Failure
-from splitglm_cloud.executor import InlineExecutor
+from splitglm_cloud.engine.engine import Engine
+from splitglm_cloud.engine.events import Emit, Event
+from splitglm_cloud.engine.kv_cache import KvLedger
+from splitglm_cloud.engine.profile import measure_cloud
+from splitglm_cloud.engine.runner import Runner
+from splitglm_cloud.engine.runner_onnx import OnnxRunner
+from splitglm_cloud.engine.scheduler import Scheduler
+from splitglm_cloud.execution.inline import InlineExecutor
+from splitglm_cloud.gateway.service import SILENT_TOTAL, SplitService
+from splitglm_cloud.gateway.sessions import SessionTable
 from splitglm_cloud.health import NAME as HEALTH_NAME
 from splitglm_cloud.health import Health
-from splitglm_cloud.kv_cache import KvLedger
 from splitglm_cloud.metrics import METRICS_HOST, Metrics
-from splitglm_cloud.profile import measure_cloud
-from splitglm_cloud.runner import Runner
-from splitglm_cloud.runner_onnx import OnnxRunner
-from splitglm_cloud.scheduler import Scheduler
-from splitglm_cloud.service import SILENT_TOTAL, SplitService
-from splitglm_cloud.sessions import SessionTable
 from splitglm_cloud.settings import CloudSettings, default_key_file, split_address
 from splitglm_core.errors import DeviceError, InputError
 from splitglm_core.plan import Codec, Precision
@@ -34,7 +35,6 @@ from splitglm_glm.runtime import RuntimeOptions
 from splitglm_glm.store import ModelStore
 from splitglm_security.admission import Admission
 from splitglm_security.keys import NodeKey
-from splitglm_wire.cloud import Output
 from splitglm_wire.frames import Draining
 from splitglm_wire.limits import MAX_CONTEXT, MAX_GRPC_MESSAGE_BYTES
 from splitglm_wire.manifest import CloudManifest
@@ -195,7 +195,7 @@ class CloudServer:
     def _build_engine(self, emit: Emit) -> Engine:
         return Engine(self.runner, Scheduler(), self.ledger, SystemClock(), emit)
 
-    def _emit(self, session: int, outcome: Output | Failure) -> None:
+    def _emit(self, session: int, outcome: Event) -> None:
         """Called on the engine's thread."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self.table.on_outcome, session, outcome)
@@ -244,7 +244,7 @@ def _make_runner(
         )
         return OnnxRunner(stack, layers, embedding=embedding, head=head)
     try:
-        from splitglm_cloud.runner_torch import TorchRunner
+        from splitglm_cloud.engine.runner_torch import TorchRunner
     except ImportError as error:
         raise DeviceError("torch is not installed", "pip install 'splitglm[torch]', or use --runner onnx") from error
     return TorchRunner(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from splitglm_core.criticality import Criticality
 from splitglm_core.plan import SplitPlan
 from splitglm_core.sampling import SamplingParams
 from splitglm_wire.frames import Ended, Error, Opened, Result, Step
@@ -25,6 +26,7 @@ class Configure:
     context: int
     keep: int
     deadline_ms: int
+    criticality: Criticality = Criticality.CRITICAL
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,6 +123,7 @@ class CloudSession:
             context=frame.context,
             keep=self.kv_length,
             deadline_ms=frame.deadline_ms,
+            criticality=frame.criticality,
         )
 
     def on_step(self, step: Step) -> list[Action]:

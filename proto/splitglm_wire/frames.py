@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
+from splitglm_core.criticality import Criticality
 from splitglm_core.plan import SplitPlan
 from splitglm_core.sampling import SamplingParams
 
@@ -82,6 +83,7 @@ class Open:
     sampling: SamplingParams
     deadline_ms: int = 0  # remaining time, 0 = none
     stop_ids: tuple[int, ...] = ()
+    criticality: Criticality = Criticality.CRITICAL
     generated: tuple[int, ...] = ()  # tokens of this reply so far: the sampler's history after a re-open
 
 

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from splitglm_cloud.engine import MAX_WORK_ROWS, Engine, Failure
-from splitglm_cloud.kv_cache import PAGE_POSITIONS, KvLedger
-from splitglm_cloud.runner import Runner
-from splitglm_cloud.runner_onnx import OnnxRunner
-from splitglm_cloud.runner_torch import TorchRunner
-from splitglm_cloud.scheduler import Scheduler
+from splitglm_cloud.engine.engine import MAX_WORK_ROWS, Engine
+from splitglm_cloud.engine.events import Failure, Owner
+from splitglm_cloud.engine.kv_cache import PAGE_POSITIONS, KvLedger
+from splitglm_cloud.engine.runner import Runner
+from splitglm_cloud.engine.runner_onnx import OnnxRunner
+from splitglm_cloud.engine.runner_torch import TorchRunner
+from splitglm_cloud.engine.scheduler import Scheduler
 from splitglm_core.plan import Codec, HeadSide, SplitPlan
 from splitglm_core.ranges import LayerRange
 from splitglm_core.sampling import SamplingParams
@@ -60,7 +61,7 @@ class Bench:
 
     def configure(self, session: int, plan: SplitPlan, sampling: SamplingParams = SAMPLED, **other: Any) -> None:
         values = {"generated": (), "stop_ids": (), "context": CONTEXT, "keep": 0, "deadline_ms": 0} | other
-        self.engine.configure(session, Configure(plan=plan, sampling=sampling, **values))
+        self.engine.configure(session, Configure(plan=plan, sampling=sampling, **values), Owner())
 
     def run(self) -> None:
         while self.engine.turn():

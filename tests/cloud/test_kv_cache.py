@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from splitglm_cloud.kv_cache import PAGE_POSITIONS, KvLedger
+from splitglm_cloud.engine.kv_cache import PAGE_POSITIONS, KvLedger
 from splitglm_core.errors import InternalError
 
 SESSIONS = st.integers(0, 5)

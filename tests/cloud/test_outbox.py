@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from splitglm_cloud import outbox as module
-from splitglm_cloud.outbox import Outbox, OutboxBudget
+from splitglm_cloud.gateway import outbox as module
+from splitglm_cloud.gateway.outbox import Outbox, OutboxBudget
 
 
 async def test_frames_come_out_in_order_and_then_the_end() -> None:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import grpc
 import pytest
 
-from splitglm_cloud.places import Places, peer_of
+from splitglm_cloud.gateway.places import Places, peer_of
 from splitglm_core.errors import Overloaded
 from splitglm_security.admission import peer_name
 

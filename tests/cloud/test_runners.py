@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from glm_factory import write_tiny_checkpoint
 
-from splitglm_cloud.runner import Runner
-from splitglm_cloud.runner_onnx import OnnxRunner
-from splitglm_cloud.runner_torch import TorchRunner
+from splitglm_cloud.engine.runner import Runner
+from splitglm_cloud.engine.runner_onnx import OnnxRunner
+from splitglm_cloud.engine.runner_torch import TorchRunner
 from splitglm_core.errors import DeviceError, SplitGlmError
 from splitglm_core.plan import Precision
 from splitglm_core.ranges import LayerRange

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from splitglm_cloud.scheduler import Batch, Scheduler, Work
+from splitglm_cloud.engine.scheduler import Batch, Scheduler, Work
 from splitglm_core.errors import InternalError
 from splitglm_core.ranges import LayerRange
 

@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from raw_client import Client
 from running_cloud import RunningCloud, open_agent, running_cloud
 
-from splitglm_cloud import outbox, service
+from splitglm_cloud.gateway import outbox, service
 from splitglm_cloud.server import SERVICE
 from splitglm_cloud.settings import CloudSettings, split_address
 from splitglm_core import telemetry

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from splitglm_cloud.engine import Failure
+from splitglm_cloud.engine.events import Failure
+from splitglm_cloud.gateway.sessions import SessionTable
 from splitglm_cloud.metrics import Metrics
-from splitglm_cloud.sessions import SessionTable
 from splitglm_core.plan import Codec, HeadSide, Precision, SplitPlan
 from splitglm_core.ranges import LayerRange
 from splitglm_core.sampling import SamplingParams
@@ -258,26 +258,6 @@ def refused_for_memory(world: World, missing_bytes: int, memory: dict[int, int])
     world.table.on_outcome(4, failure)
     assert here.codes() == [ErrorCode.OVERLOADED]
     return [call[1] for call in world.executor.calls if call[0] == "drop"]
-
-
-@pytest.mark.parametrize(
-    ("missing_bytes", "memory", "dropped"),
-    [
-        (100, {1: 100, 2: 100, 3: 100}, [2]),
-        (101, {1: 100, 2: 100, 3: 100}, [2, 3]),
-        (300, {1: 100, 2: 100, 3: 100}, [2, 3, 1]),
-        (301, {1: 100, 2: 100, 3: 100}, []),  # it would not help
-        (100, {1: 100, 2: 0, 3: 0}, [1]),  # those that hold nothing have nothing to give
-        (0, {1: 100, 2: 0, 3: 100}, [3]),  # how much is not known
-        (100, {}, []),
-    ],
-)
-def test_sessions_without_a_device_give_way_longest_idle_first_until_there_is_room(
-    missing_bytes: int, memory: dict[int, int], dropped: list[int]
-) -> None:
-    world = World()
-    assert refused_for_memory(world, missing_bytes, memory) == dropped
-    assert len(world.table) == 4 - len(dropped)
 
 
 def test_an_attached_session_that_nothing_is_asked_of_ends() -> None:

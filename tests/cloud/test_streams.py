@@ -14,9 +14,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from raw_client import Client
 from running_cloud import RunningCloud, generous_admission, running_cloud
 
-from splitglm_cloud import places
+from splitglm_cloud.gateway import places
+from splitglm_cloud.gateway.service import SplitService
 from splitglm_cloud.metrics import Metrics
-from splitglm_cloud.service import SplitService
 from splitglm_core.plan import SplitPlan
 from splitglm_core.sampling import SamplingParams
 from splitglm_security.channel import Kind

@@ -16,8 +16,8 @@ import pytest
 from glm_factory import write_tiny_checkpoint
 from running_cloud import RunningCloud, open_agent, running_cloud
 
-from splitglm_cloud.service import DeviceStream
-from splitglm_cloud.sessions import SessionTable
+from splitglm_cloud.gateway.service import DeviceStream
+from splitglm_cloud.gateway.sessions import SessionTable
 from splitglm_core.errors import (
     LinkError,
     ModelMismatch,

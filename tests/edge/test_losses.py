@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from running_cloud import RunningCloud, open_agent, running_cloud
 
-from splitglm_cloud.engine import Engine
-from splitglm_cloud.sessions import SessionTable
+from splitglm_cloud.engine.engine import Engine
+from splitglm_cloud.gateway.sessions import SessionTable
 from splitglm_core.errors import LinkError, PromptTooLong, ProtocolError, RemoteError
 from splitglm_core.plan import Arm
 from splitglm_edge import Agent, Generation, planning

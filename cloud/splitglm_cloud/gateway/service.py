@@ -17,10 +17,10 @@ from typing import Any
 
 import grpc
 
+from splitglm_cloud.gateway.outbox import Outbox, OutboxBudget
+from splitglm_cloud.gateway.places import Places, peer_of
+from splitglm_cloud.gateway.sessions import SessionTable
 from splitglm_cloud.metrics import Metrics
-from splitglm_cloud.outbox import Outbox, OutboxBudget
-from splitglm_cloud.places import Places, peer_of
-from splitglm_cloud.sessions import SessionTable
 from splitglm_core.errors import LinkError, Overloaded, ProtocolError, SecurityError, SplitGlmError, VersionMismatch
 from splitglm_security.admission import Admission
 from splitglm_security.channel import Channel, Kind

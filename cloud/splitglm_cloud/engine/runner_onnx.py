@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from splitglm_cloud.runner import Cache, Hidden
+from splitglm_cloud.engine.runner import Cache, Hidden
 from splitglm_core.ranges import LayerRange
 from splitglm_core.shapes import ModelShape
 from splitglm_glm.stack import LayerStack

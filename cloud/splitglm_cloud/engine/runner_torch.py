@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from splitglm_cloud.runner import Cache, Hidden
+from splitglm_cloud.engine.runner import Cache, Hidden
 from splitglm_core.errors import DeviceError
 from splitglm_core.ranges import LayerRange
 from splitglm_core.shapes import ModelShape

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from splitglm_cloud.runner import Runner
+from splitglm_cloud.engine.runner import Runner
 from splitglm_core.plan import Codec
 from splitglm_core.ranges import LayerRange
 from splitglm_glm.measure import measure

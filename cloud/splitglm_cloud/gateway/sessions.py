@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from splitglm_cloud.engine import Failure
-from splitglm_cloud.executor import Executor
+from splitglm_cloud.engine.events import Event, Failure, Owner
+from splitglm_cloud.execution.executor import Executor
+from splitglm_cloud.gateway.offer import refusal
 from splitglm_cloud.metrics import Metrics
-from splitglm_cloud.offer import refusal
 from splitglm_core.shapes import ModelShape
 from splitglm_wire.cloud import Abort, Action, CloudSession, Configure, Cut, Drop, Output, Send, Submit
 from splitglm_wire.frames import (
@@ -145,7 +145,7 @@ class SessionTable:
             case _:
                 self._refuse(stream, frame, ErrorCode.BAD_REQUEST, "a device does not send this frame")
 
-    def on_outcome(self, key: int, outcome: Output | Failure) -> None:
+    def on_outcome(self, key: int, outcome: Event) -> None:
         """The executor finished a part of a step."""
         held = self._by_key.get(key)
         if held is None:
@@ -156,10 +156,8 @@ class SessionTable:
             if outcome.last:
                 self._metrics.steps.labels("ok").inc()
             self._act(held, held.session.on_output(outcome))
-        else:
+        elif isinstance(outcome, Failure):
             self._metrics.steps.labels("failed").inc()
-            if outcome.code is ErrorCode.OVERLOADED:
-                self._reclaim(outcome.missing_bytes)
             self._act(held, held.session.on_failure(outcome.seq, outcome.code, outcome.text))
 
     def sweep(self, now_s: float) -> None:
@@ -218,23 +216,6 @@ class SessionTable:
         self._forget(min(idle, key=lambda held: held.idle_since_s))
         return True
 
-    def _reclaim(self, missing_bytes: int) -> None:
-        """Memory that nobody is attached to goes first: the device that was refused may try again.
-
-        The longest idle sessions go until there is enough, and none when all of them together would not be.
-        """
-        chosen: list[_Held] = []
-        for held in sorted(self._idle(), key=lambda held: held.idle_since_s):
-            size = self._executor.kv_bytes(held.key)
-            if size == 0:
-                continue
-            chosen.append(held)
-            missing_bytes -= size
-            if missing_bytes <= 0:
-                for one in chosen:
-                    self._forget(one)
-                return
-
     def _idle(self) -> list[_Held]:
         return [held for held in self._by_id.values() if held.stream is None and not held.session.busy]
 
@@ -245,7 +226,7 @@ class SessionTable:
                 case Send():
                     self._deliver(held, action.frame)
                 case Configure():
-                    self._executor.configure(held.key, action)
+                    self._executor.configure(held.key, action, Owner())
                 case Submit():
                     if action.step.rows > 1:
                         self._metrics.tokens.labels("prefill").inc(action.step.rows)

@@ -9,16 +9,16 @@ from __future__ import annotations
 import logging
 import math
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from splitglm_cloud.kv_cache import KvLedger
-from splitglm_cloud.runner import Cache, Hidden, Runner
-from splitglm_cloud.scheduler import Scheduler, Work
+from splitglm_cloud.engine.events import Emit, Failure, Owner
+from splitglm_cloud.engine.kv_cache import KvLedger
+from splitglm_cloud.engine.runner import Cache, Hidden, Runner
+from splitglm_cloud.engine.scheduler import Scheduler, Work
 from splitglm_core.clock import Clock
 from splitglm_core.errors import BadTensor, InputError
 from splitglm_core.plan import Codec
@@ -31,23 +31,6 @@ log = logging.getLogger(__name__)
 
 MAX_WORK_ROWS: Final = 256
 """A longer step is computed in parts of as many rows, so that others' tokens wait for one part and not for all."""
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A step that could not be computed; the session lives on.
-
-    Attributes:
-        missing_bytes: keys and values that others would have to give back before it can be; 0 when not known.
-    """
-
-    seq: int
-    code: ErrorCode
-    text: str
-    missing_bytes: int = 0
-
-
-Emit = Callable[[int, Output | Failure], None]
 
 
 @dataclass(slots=True)
@@ -85,7 +68,7 @@ class Engine:
         self._clock = clock
         self._emit = emit
         self._slots: dict[int, _Slot] = {}
-        self._unmade: dict[int, Configure] = {}  # sessions whose state could not be made
+        self._unmade: dict[int, tuple[Configure, Owner]] = {}  # sessions whose state could not be made
 
     @property
     def waiting(self) -> int:
@@ -99,7 +82,7 @@ class Engine:
         """What dropping the session would give back; may be asked from any thread."""
         return self._ledger.held_bytes(session)
 
-    def configure(self, session: int, config: Configure) -> None:
+    def configure(self, session: int, config: Configure, owner: Owner) -> None:
         """Make a session ready for a reply: cache of its back, cut to what is kept, sampler with its history.
 
         Where that fails, for want of memory, each step of the session tries again and is refused if it fails again.
@@ -110,7 +93,7 @@ class Engine:
         except Exception as error:  # the device has been told that its session is open, so its next step says more
             log.error("a session could not be made: %s", type(error).__name__)
             self.drop(session)
-            self._unmade[session] = config
+            self._unmade[session] = config, owner
 
     def _configure(self, session: int, config: Configure) -> None:
         slot = self._slots.get(session)
@@ -128,7 +111,7 @@ class Engine:
 
     def submit(self, session: int, step: Step) -> None:
         if session in self._unmade:
-            self.configure(session, self._unmade[session])
+            self.configure(session, *self._unmade[session])
         slot = self._slots.get(session)
         if session in self._unmade:
             self._emit(session, Failure(step.seq, ErrorCode.OVERLOADED, "no memory for another session"))
@@ -189,8 +172,7 @@ class Engine:
             return Failure(work.seq, ErrorCode.DEADLINE, "the deadline passed before the step ran")
         size = {"layers": len(slot.cache.layers), "positions": slot.cache.committed_for(work.base + work.rows)}
         if not self._ledger.grow(work.session, **size):
-            missing = self._ledger.missing_bytes(work.session, **size)
-            return Failure(work.seq, ErrorCode.OVERLOADED, "no memory for keys and values", missing)
+            return Failure(work.seq, ErrorCode.OVERLOADED, "no memory for keys and values")
         try:
             hidden = self._runner.forward(self._input(slot, run, work.rows), slot.cache, work.layers)
             run.done += 0 if run.generated else work.rows

@@ -1,6 +1,6 @@
-"""Where the engine runs. ``Executor`` is the interface; ``InlineExecutor`` is one thread of this process.
+"""The engine in one thread of this process.
 
-Commands are queued in order and applied between batches; outputs come back through ``emit`` on the executor's thread.
+Commands are queued in order and applied between batches; events come back through ``emit`` on the executor's thread.
 """
 
 from __future__ import annotations
@@ -9,39 +9,13 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
-from typing import Protocol
 
-from splitglm_cloud.engine import Emit, Engine
+from splitglm_cloud.engine.engine import Engine
+from splitglm_cloud.engine.events import Emit, Owner
 from splitglm_wire.cloud import Configure
 from splitglm_wire.frames import Step
 
 log = logging.getLogger(__name__)
-
-
-class Executor(Protocol):
-    """Runs sessions' steps somewhere. Every method returns at once; none of them raises for a session's fault."""
-
-    def start(self) -> None: ...
-
-    def stop(self, timeout_s: float) -> bool:
-        """Finish the running batch and free everything. False when it did not end in time."""
-
-    def configure(self, session: int, config: Configure) -> None: ...
-
-    def submit(self, session: int, step: Step) -> None: ...
-
-    def abort(self, session: int, seq: int) -> None: ...
-
-    def cut(self, session: int, length: int) -> None: ...
-
-    def drop(self, session: int) -> None: ...
-
-    def kv_bytes(self, session: int) -> int:
-        """Memory that dropping the session would give back, as of the last batch."""
-
-    @property
-    def waiting(self) -> int:
-        """Steps that wait for their batch."""
 
 
 class InlineExecutor:
@@ -74,8 +48,8 @@ class InlineExecutor:
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def configure(self, session: int, config: Configure) -> None:
-        self._commands.put(lambda: self._engine.configure(session, config))
+    def configure(self, session: int, config: Configure, owner: Owner) -> None:
+        self._commands.put(lambda: self._engine.configure(session, config, owner))
 
     def submit(self, session: int, step: Step) -> None:
         self._commands.put(lambda: self._engine.submit(session, step))

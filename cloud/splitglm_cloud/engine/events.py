@@ -1,0 +1,49 @@
+"""What the engine tells whoever drives it, and who a session belongs to. Values only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from splitglm_wire.actions import Output
+from splitglm_wire.frames import ErrorCode
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose work a session's steps are: fairness is between tenants, in proportion to their weights.
+
+    Attributes:
+        tenant: a name that is stable for as long as any session of the tenant lives.
+        weight: share of the engine beside other tenants; positive.
+    """
+
+    tenant: str = ""
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A step that could not be computed; the session lives on, with the positions it had before the step."""
+
+    seq: int
+    code: ErrorCode
+    text: str
+    retry_after_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Evicted:
+    """The session's keys and values are gone: it holds no position any more.
+
+    Attributes:
+        seq: the step that was running and will get no other answer; None when the session was idle. Whoever has the
+            session's inputs may configure it with ``keep=0``, submit them again from position 0, then the step.
+    """
+
+    seq: int | None
+
+
+Event = Output | Failure | Evicted
+Emit = Callable[[int, Event], None]
+"""(session, event); called on the engine's thread."""

@@ -1,0 +1,1 @@
+"""Where the engine runs: in a thread of this process, or in worker processes."""

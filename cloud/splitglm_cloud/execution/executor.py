@@ -1,0 +1,38 @@
+"""Where the engine runs. ``Executor`` is the interface; ``inline`` and ``process`` are its implementations."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from splitglm_cloud.engine.events import Owner
+from splitglm_wire.cloud import Configure
+from splitglm_wire.frames import Step
+
+
+class Executor(Protocol):
+    """Runs sessions' steps somewhere. Every method returns at once; none of them raises for a session's fault.
+
+    Events come back through the ``emit`` that an implementation was made with, on a thread of its own.
+    """
+
+    def start(self) -> None: ...
+
+    def stop(self, timeout_s: float) -> bool:
+        """Finish the running batch and free everything. False when it did not end in time."""
+
+    def configure(self, session: int, config: Configure, owner: Owner) -> None: ...
+
+    def submit(self, session: int, step: Step) -> None: ...
+
+    def abort(self, session: int, seq: int) -> None: ...
+
+    def cut(self, session: int, length: int) -> None: ...
+
+    def drop(self, session: int) -> None: ...
+
+    def kv_bytes(self, session: int) -> int:
+        """Memory that dropping the session would give back, as of the last batch."""
+
+    @property
+    def waiting(self) -> int:
+        """Steps that wait for their batch."""
