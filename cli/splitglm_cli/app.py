@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from splitglm_cli import chat, cloud_serve, demo, doctor, keys, ls, plan, profile, pull, rm, run, show
+from splitglm_cli import chat, cloud_config, cloud_serve, demo, doctor, keys, ls, plan, profile, pull, rm, run, show
 from splitglm_core.version import VERSION
 
 app = typer.Typer(
@@ -48,6 +48,7 @@ app.command("chat")(chat.chat)
 app.command("plan")(plan.plan)
 app.command("profile")(profile.profile)
 cloud_app.command("serve")(cloud_serve.serve)
+cloud_app.command("config")(cloud_config.config)
 cloud_app.callback(invoke_without_command=True)(_help_without_verb)
 app.add_typer(cloud_app, name="cloud")
 keys_app.command("show")(keys.show)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from splitglm_cli.progress import building, shown_progress
-from splitglm_core.errors import DeviceError, InputError
+from splitglm_core.errors import InputError
 from splitglm_core.plan import Precision
 
 if TYPE_CHECKING:
     from splitglm_edge import Agent, CloudAddress
-
-_PAIRING_FILE_BYTES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,14 +66,9 @@ def read_psk(path: Path | None) -> bytes | None:
     """
     if path is None:
         return None
-    from splitglm_security.files import read_private
     from splitglm_security.keys import PairingCode
 
-    path = path.expanduser()
-    data = read_private(path, _PAIRING_FILE_BYTES)
-    if data is None:
-        raise DeviceError(f"there is no pairing file {path}", f"splitglm keys pair --file {path}")
-    return PairingCode.parse(data.decode("ascii", "replace")).psk()
+    return PairingCode.read(path.expanduser()).psk()
 
 
 def open_agent(

@@ -1,100 +1,163 @@
-"""Settings of a cloud server: every knob with its default and its bounds."""
+"""Settings of a cloud server: every knob once, with its default, its bounds and its help."""
 
 from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
 
 import platformdirs
 
+from splitglm_cloud.settings_spec import Setting, known_settings
 from splitglm_core.errors import InputError
 from splitglm_core.plan import Precision
 from splitglm_core.ranges import LayerRange
 
-_POSITIVE = (
-    "max_sessions",
-    "max_streams",
-    "max_streams_per_peer",
-    "max_silent_per_peer",
-    "kv_budget_bytes",
-    "queue_budget_bytes",
-    "outbox_budget_bytes",
-    "attached_idle_s",
-    "handshake_deadline_s",
-)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CloudSettings:
-    """How to serve one model.
+    """How to serve one model. Raises ``InputError`` for what cannot be served.
 
-    Attributes:
-        model: name in the store or directory of a checkpoint.
-        listen: host and port; port 0 lets the system choose.
-        layers: decoder layers to load; None loads all.
-        text: False loads neither embedding nor head: such a cloud can serve U-shape sessions only.
-        runner: ``onnx`` or ``torch``.
-        precision: weight precision of the ONNX graphs; torch computes in ``torch_dtype``.
-        threads: compute threads; 0 leaves it to the runtime.
-        max_sessions: sessions held at once, attached or waiting for their device to come back.
-        max_streams: streams open at once.
-        max_streams_per_peer: of these, for one address (or IPv6 /64). Devices on this machine share one address and
-            may hold them all; raise it where many devices come through one proxy or NAT.
-        max_silent_per_peer: connections of one address that have not finished their handshake; not counted on this
-            machine either.
-        kv_budget_bytes: keys and values of all sessions.
-        max_context: positions of one session; 0 means the model's own limit.
-        session_ttl_s: how long a session survives without a stream.
-        attached_idle_s: how long a session survives whose stream lives but asks nothing of it.
-        queue_budget_bytes: payloads of the steps of all sessions that run or wait; beyond it steps are refused.
-        outbox_budget_bytes: replies of all streams that their devices have not read; beyond it the stream with most of
-            them is closed.
-        drain_grace_s: how long running steps may take after a signal to stop.
-        handshake_deadline_s: for each message of a handshake and for the first record.
-        psk: 32 bytes; with it only paired devices can connect.
-        reflection: serve gRPC reflection, for development: nothing bounds how many may ask.
-        metrics_port: port of ``/metrics`` on the loopback address; None serves none.
-        allow_anonymous: serve a non-loopback address without a pairing key.
+    From a file, the environment and flags it is made by ``settings_sources.resolve``.
     """
 
-    model: str
-    listen: str = "127.0.0.1:7411"
-    layers: LayerRange | None = None
-    text: bool = True
-    runner: str = "onnx"
-    precision: Precision = Precision.INT8
-    torch_dtype: str = "float32"
-    threads: int = 0
-    max_sessions: int = 256
-    max_streams: int = 64
-    max_streams_per_peer: int = 16
-    max_silent_per_peer: int = 16
-    kv_budget_bytes: int = 4 << 30
-    max_context: int = 0
-    session_ttl_s: float = 60.0
-    attached_idle_s: float = 3600.0
-    queue_budget_bytes: int = 256 << 20
-    outbox_budget_bytes: int = 256 << 20
-    drain_grace_s: float = 10.0
-    handshake_deadline_s: float = 5.0
-    key_file: Path | None = None
-    psk: bytes | None = None
-    reflection: bool = False
-    metrics_port: int | None = None
-    allow_anonymous: bool = False
+    model: Annotated[str, Setting(help="Name in the store, or directory of a checkpoint.")]
+    listen: Annotated[str, Setting(help="HOST:PORT; port 0: the system chooses.", also_env="SPLITGLM_LISTEN")] = (
+        "127.0.0.1:7411"
+    )
+    layers: Annotated[LayerRange | None, Setting(help="Load only layers [A, B). Default: all.")] = None
+    text: Annotated[
+        bool, Setting(help="Without it neither embedding nor head is loaded: only U-shape sessions can be served.")
+    ] = True
+    runner: Annotated[str, Setting(help="What computes.", choices=("onnx", "torch"), also_env="SPLITGLM_RUNNER")] = (
+        "onnx"
+    )
+    precision: Annotated[Precision, Setting(help="Weights of the onnx runner.", also_env="SPLITGLM_PRECISION")] = (
+        Precision.INT8
+    )
+    torch_dtype: Annotated[
+        str,
+        Setting(
+            help="Weights of the torch runner.", flag="--dtype", choices=("float32", "bfloat16", "float16", "int8")
+        ),
+    ] = "float32"
+    threads: Annotated[
+        int, Setting(help="Compute threads; 0: all.", least=0, most=1024, also_env="SPLITGLM_THREADS")
+    ] = 0
+
+    # Where the engine runs
+    executor: Annotated[
+        str,
+        Setting(help="The engine in a thread of the server, or in worker processes.", choices=("inline", "process")),
+    ] = "inline"
+    workers: Annotated[int, Setting(help="Worker processes, each with the whole model.", least=1, most=64)] = 1
+    watchdog_s: Annotated[
+        float, Setting(help="A worker that gives no sign of life for so long is replaced.", above=0, most=3600)
+    ] = 2.0
+
+    # How much is held
+    max_sessions: Annotated[int, Setting(help="Sessions held at once, attached or waiting.", least=1)] = 256
+    max_sessions_per_tenant: Annotated[int, Setting(help="Of these, of one tenant.", least=1)] = 64
+    max_streams: Annotated[int, Setting(help="Connections open at once.", least=1)] = 64
+    max_streams_per_peer: Annotated[
+        int,
+        Setting(
+            help="Of these, of one address (or IPv6 /64); raise it where many devices come through one proxy. Devices "
+            "on this machine may hold them all.",
+            least=1,
+        ),
+    ] = 16
+    max_silent_per_peer: Annotated[
+        int, Setting(help="Connections of one address that have not finished their handshake.", least=1)
+    ] = 16
+    max_context: Annotated[int, Setting(help="Positions of one session; 0: the model's limit.", least=0)] = 0
+    session_ttl_s: Annotated[float, Setting(help="Life of a session without a connection.", least=0)] = 60.0
+    attached_idle_s: Annotated[
+        float, Setting(help="Life of a session whose connection asks nothing of it.", above=0)
+    ] = 3600.0
+    kv_budget_bytes: Annotated[int, Setting(help="Keys and values of all sessions.", least=1)] = 4 << 30
+    kv_high_watermark: Annotated[
+        float, Setting(help="Share of that above which idle sessions lose their keys and values.", above=0, most=1)
+    ] = 0.92
+    kv_admit_watermark: Annotated[
+        float, Setting(help="Share of that above which no session is opened.", above=0, most=1)
+    ] = 0.85
+    rebuild_log_bytes: Annotated[
+        int,
+        Setting(help="Inputs kept to rebuild keys and values that were evicted or lost; 0: devices rebuild.", least=0),
+    ] = 256 << 20
+    queue_budget_bytes: Annotated[
+        int, Setting(help="Payloads of the steps that run or wait; beyond it steps are refused.", least=1)
+    ] = 256 << 20
+    outbox_budget_bytes: Annotated[
+        int,
+        Setting(help="Replies that devices have not read; beyond it the fullest connection is closed.", least=1),
+    ] = 256 << 20
+
+    # Who is served when
+    sweep_rows: Annotated[int, Setting(help="Rows that one pass over the layers carries.", least=1, most=65536)] = 512
+    prefill_rows_beside_decode: Annotated[
+        int, Setting(help="Of these, rows of prompts while somebody waits for a token.", least=1, most=65536)
+    ] = 64
+    max_queue_s: Annotated[
+        float, Setting(help="A step that would wait longer is refused at once.", above=0, most=3600)
+    ] = 2.0
+    tenants_file: Annotated[Path | None, Setting(help="Who is which tenant, with weights and quotas.")] = None
+    drain_grace_s: Annotated[
+        float, Setting(help="How long running steps may take after a signal to stop.", least=0, most=86400)
+    ] = 10.0
+
+    # Who may connect
+    handshake_deadline_s: Annotated[
+        float, Setting(help="For each message of a handshake and for the first record.", above=0, most=600)
+    ] = 5.0
+    key_file: Annotated[Path | None, Setting(help="Identity key of this node.", also_env="SPLITGLM_KEY_FILE")] = None
+    psk: Annotated[
+        bytes | None,
+        Setting(
+            help="Pairing code (`keys pair`): only paired devices can connect.",
+            key="psk_file",
+            also_env="SPLITGLM_PSK_FILE",
+            secret=True,
+        ),
+    ] = None
+    allow_anonymous: Annotated[bool, Setting(help="Serve a non-loopback address without a pairing.")] = False
+    reflection: Annotated[bool, Setting(help="Serve gRPC reflection: nothing bounds how many may ask.")] = False
+
+    # What is told
+    log_level: Annotated[
+        str,
+        Setting(
+            help="Least severe level that is logged.",
+            choices=("debug", "info", "warning", "error"),
+            also_env="SPLITGLM_LOG_LEVEL",
+        ),
+    ] = "warning"
+    metrics_port: Annotated[
+        int | None, Setting(help="Serve /metrics on the loopback address; 0: any free port.", least=0, most=65535)
+    ] = None
+    status: Annotated[bool, Setting(help="Answer `splitglm ps` and `top` of the same user.")] = True
+    runtime_dir: Annotated[
+        Path | None,
+        Setting(help="Where servers leave their sockets for `ps` and `top`.", also_env="SPLITGLM_RUNTIME_DIR"),
+    ] = None
+    otlp_endpoint: Annotated[
+        str | None, Setting(help="URL of an OpenTelemetry collector (OTLP over HTTP); without it nothing is traced.")
+    ] = None
 
     def __post_init__(self) -> None:
-        if self.runner not in ("onnx", "torch"):
-            raise InputError(f"runner {self.runner!r} is neither onnx nor torch")
-        for name in _POSITIVE:
-            if getattr(self, name) <= 0:
-                raise InputError(f"{name} must be positive")
-        for name in ("max_context", "session_ttl_s", "drain_grace_s"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} must not be negative")
+        for known in known_settings(CloudSettings).values():
+            known.check(getattr(self, known.name))
         if self.psk is not None and len(self.psk) != 32:
             raise InputError("a pairing key has 32 bytes", "make one with `splitglm keys pair`")
+        if self.kv_admit_watermark > self.kv_high_watermark:
+            raise InputError("kv_admit_watermark must not be above kv_high_watermark")
+        if self.executor == "inline" and self.workers != 1:
+            raise InputError("an inline executor has one engine", "use --executor process with --workers")
+        if self.otlp_endpoint is not None and not _is_web_address(self.otlp_endpoint):
+            raise InputError("otlp_endpoint is not an http(s) URL", "write for example http://127.0.0.1:4318")
         if self.psk is None and not self.allow_anonymous and not is_loopback(split_address(self.listen)[0]):
             raise InputError(
                 f"refusing to serve {self.listen} to anybody who can reach it",
@@ -127,3 +190,11 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _is_web_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname)

@@ -136,6 +136,19 @@ class PairingCode:
             )
         return cls(secret)
 
+    @classmethod
+    def read(cls, path: Path) -> PairingCode:
+        """The code of a file as `splitglm keys pair` makes it.
+
+        Raises:
+            DeviceError: there is no such file, or others may read it.
+            InputError: it does not hold a pairing code.
+        """
+        data = read_private(path, KEY_FILE_BYTES)
+        if data is None:
+            raise DeviceError(f"there is no pairing file {path}", f"splitglm keys pair --file {path}")
+        return cls.parse(data.decode("ascii", "replace"))
+
     @property
     def text(self) -> str:
         """``sglmp1…``: a secret, for a screen or a QR code, not for a log."""

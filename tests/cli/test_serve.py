@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from cli_runs import LAYERS, Run, Served, finish, one_line_error, readline, serve, start
 
-from splitglm_cli.cloud_serve import parse_layers
+from splitglm_cloud.settings_spec import parse_layers
 from splitglm_core.errors import InputError
 from splitglm_core.ranges import LayerRange
 
