@@ -2,7 +2,7 @@
 
 ``device``: only the [edge] extra is installed. Importing the edge package must load neither torch, transformers nor
 the protobuf compiler; every module of the rooms below it must import. ``everything``: the [cloud] and [sims] extras
-too; every module but the two that need torch.
+too; every module but those that need torch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ import time
 NEVER_ON_THE_DEVICE = ("torch", "transformers", "grpc_tools", "ray", "simpy")
 DEVICE_ROOMS = ("core", "wire", "security", "partitioner", "glm", "edge", "cli")
 ALL_ROOMS = (*DEVICE_ROOMS, "cloud", "sims")
-NEED_TORCH = {"splitglm_glm.model", "splitglm_cloud.engine.runner_torch"}
+NEED_TORCH = {
+    "splitglm_glm.model",
+    "splitglm_glm.linear",
+    "splitglm_cloud.engine.runner_torch",
+    "splitglm_cloud.engine.paged_kv",
+    "splitglm_cloud.engine.paged_attention",
+}
 
 
 def modules(room: str) -> list[str]:

@@ -27,6 +27,7 @@ from splitglm_core.errors import BadTensor, InputError, InternalError, PromptToo
 from splitglm_core.ranges import LayerRange
 from splitglm_glm.checkpoint import Checkpoint, LayerWeights
 from splitglm_glm.config import GlmConfig
+from splitglm_glm.linear import Int8Linear, Linear, MakeLinear, frozen
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(q [n, h, d], k [n, g, d], v [n, g, d], both rotated) -> [n, h, d]: stores keys and values, then attends.
@@ -40,7 +41,7 @@ class RmsNorm(nn.Module):
 
     def __init__(self, weight: Tensor, eps: float) -> None:
         super().__init__()
-        self.weight = _frozen(weight)  # [H]
+        self.weight = frozen(weight)  # [H]
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -77,50 +78,51 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Grouped-query attention with fused Q, K, V rows; where keys and values live is up to ``attend``."""
 
-    def __init__(self, config: GlmConfig, weights: LayerWeights, place: Callable[[np.ndarray], Tensor]) -> None:
+    def __init__(self, config: GlmConfig, weights: LayerWeights, linear: MakeLinear) -> None:
         super().__init__()
         shape = config.shape
         self.head_dim = shape.head_dim
         self.split = (shape.heads, shape.kv_heads, shape.kv_heads)
-        self.qkv = _frozen(place(weights.qkv))  # [(h + 2g) d, H]
-        self.qkv_bias = None if weights.qkv_bias is None else _frozen(place(weights.qkv_bias))  # [(h + 2g) d]
-        self.o = _frozen(place(weights.o))  # [H, h d]
+        self.qkv = linear(weights.qkv, weights.qkv_bias)  # [(h + 2g) d, H]
+        self.o = linear(weights.o, None)  # [H, h d]
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         n = x.shape[0]
-        fused = F.linear(x, self.qkv, self.qkv_bias).view(n, sum(self.split), self.head_dim)  # [n, h + 2g, d]
+        fused = self.qkv(x).view(n, sum(self.split), self.head_dim)  # [n, h + 2g, d]
         q, k, v = torch.split(fused, list(self.split), dim=1)
         y = attend(rotate(q, cos, sin), rotate(k, cos, sin), v)  # [n, h, d]
-        return F.linear(y.reshape(n, -1), self.o)
+        return self.o(y.reshape(n, -1))  # type: ignore[no-any-return]
 
 
 class Mlp(nn.Module):
     """SwiGLU (Shazeer 2020) with fused gate and up rows."""
 
-    def __init__(self, weights: LayerWeights, place: Callable[[np.ndarray], Tensor]) -> None:
+    def __init__(self, weights: LayerWeights, linear: MakeLinear) -> None:
         super().__init__()
-        self.gate_up = _frozen(place(weights.gate_up))  # [2I, H]
-        self.down = _frozen(place(weights.down))  # [H, I]
+        self.gate_up = linear(weights.gate_up, None)  # [2I, H]
+        self.down = linear(weights.down, None)  # [H, I]
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = F.linear(x, self.gate_up).chunk(2, dim=-1)
-        return F.linear(up * F.silu(gate), self.down)
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(up * F.silu(gate))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
     """One decoder layer, [n, H] to [n, H]."""
 
-    def __init__(self, config: GlmConfig, weights: LayerWeights, place: Callable[[np.ndarray], Tensor]) -> None:
+    def __init__(
+        self, config: GlmConfig, weights: LayerWeights, place: Callable[[np.ndarray], Tensor], linear: MakeLinear
+    ) -> None:
         super().__init__()
 
         def norm(weight: np.ndarray | None) -> nn.Module:
             return nn.Identity() if weight is None else RmsNorm(place(weight), config.rms_eps)
 
         self.input_norm = norm(weights.input_norm)
-        self.attention = Attention(config, weights, place)
+        self.attention = Attention(config, weights, linear)
         self.post_self_attn_norm = norm(weights.post_self_attn_norm)
         self.post_attention_norm = norm(weights.post_attention_norm)
-        self.mlp = Mlp(weights, place)
+        self.mlp = Mlp(weights, linear)
         self.post_mlp_norm = norm(weights.post_mlp_norm)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
@@ -257,7 +259,7 @@ class GlmModel(nn.Module):
         self.blocks = nn.ModuleDict()
         self.embedding: nn.Parameter | None = None  # [V, H]
         self.final_norm: RmsNorm | None = None
-        self.head: nn.Parameter | None = None  # [V, H], the embedding itself when tied
+        self.head: nn.Module | None = None  # [V, H], the embedding itself when tied and not of 8 bits
 
     @classmethod
     def load(
@@ -269,8 +271,18 @@ class GlmModel(nn.Module):
         head: bool,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        int8: bool = False,
     ) -> GlmModel:
         """Read ``layers`` of ``checkpoint`` one at a time; peak host memory is the result plus one layer in float32.
+
+        Args:
+            checkpoint: where the weights lie.
+            layers: the decoder layers to load.
+            embedding: load the embedding too.
+            head: load the final norm and the head too.
+            dtype: of the activations, and of the weights that ``int8`` leaves alone.
+            device: where everything is put.
+            int8: hold the matrices of layers and head as 8-bit integers; embedding, norms and biases stay in ``dtype``.
 
         Raises:
             InternalError: layers that the checkpoint does not have.
@@ -284,14 +296,18 @@ class GlmModel(nn.Module):
         def place(array: np.ndarray) -> Tensor:
             return torch.from_numpy(array).to(device=model.device, dtype=dtype)
 
+        def linear(weight: np.ndarray, bias: np.ndarray | None) -> nn.Module:
+            placed = None if bias is None else place(bias)
+            return Int8Linear.quantise(weight, placed, model.device) if int8 else Linear(place(weight), placed)
+
         model.layers = layers
         for layer in layers:
-            model.blocks[str(layer)] = Block(config, checkpoint.layer(layer), place)
+            model.blocks[str(layer)] = Block(config, checkpoint.layer(layer), place, linear)
         if embedding:
-            model.embedding = _frozen(place(checkpoint.embedding()))
+            model.embedding = frozen(place(checkpoint.embedding()))
         if head:
-            shared = model.embedding if config.tie_word_embeddings else None
-            model.head = shared if shared is not None else _frozen(place(checkpoint.head()))
+            shared = model.embedding if config.tie_word_embeddings and not int8 else None
+            model.head = Linear(shared) if shared is not None else linear(checkpoint.head(), None)
             model.final_norm = RmsNorm(place(checkpoint.final_norm()), config.rms_eps)
         return model
 
@@ -342,13 +358,34 @@ class GlmModel(nn.Module):
         n, p = hidden.shape[0], cache.length_of(layers)
         if p + n > cache.capacity:
             raise PromptTooLong(f"{p} + {n} positions do not fit a cache of {cache.capacity}", "shorten the prompt")
-        x = hidden.to(device=self.device, dtype=self.dtype)
         if n == 0:
-            return x
-        cos, sin = self.rotary(torch.arange(p, p + n, device=self.device), self.dtype)
-        for layer in layers:
-            x = self.blocks[str(layer)](x, cos, sin, _attend_in(cache, layer))
+            return hidden.to(device=self.device, dtype=self.dtype)
+        positions = torch.arange(p, p + n, device=self.device)
+        x = self.run(hidden, positions, layers, lambda layer: _attend_in(cache, layer))
         cache.commit(layers, n)
+        return x
+
+    @torch.no_grad()
+    def run(self, hidden: Tensor, positions: Tensor, layers: LayerRange, attend: Callable[[int], Attend]) -> Tensor:
+        """Run ``layers`` on rows of one request or of many.
+
+        Args:
+            hidden: residual stream [n, H] at the entry of ``layers``.
+            positions: of every row in its request, integers [n] on the model's device.
+            layers: half-open, loaded.
+            attend: attention of one layer, by the layer's number.
+
+        Raises:
+            BadTensor: ``hidden`` is not [n, H].
+            InternalError: layers that are not loaded.
+        """
+        if not self.layers.covers(layers):
+            raise InternalError(f"layers {layers} are not loaded; loaded are {self.layers}")
+        self._check_hidden(hidden)
+        x = hidden.to(device=self.device, dtype=self.dtype)
+        cos, sin = self.rotary(positions, self.dtype)
+        for layer in layers:
+            x = self.blocks[str(layer)](x, cos, sin, attend(layer))
         return x
 
     @torch.no_grad()
@@ -363,7 +400,7 @@ class GlmModel(nn.Module):
             raise InternalError("the head is not loaded", "load the model with head=True")
         self._check_hidden(hidden)
         x = hidden.to(device=self.device, dtype=self.dtype)
-        return F.linear(self.final_norm(x), self.head).to(torch.float32)
+        return self.head(self.final_norm(x)).to(torch.float32)  # type: ignore[no-any-return]
 
     def resident_weight_bytes(self) -> int:
         """Bytes of all loaded weights; a tied head counts once."""
@@ -377,7 +414,3 @@ class GlmModel(nn.Module):
 
 def _attend_in(cache: TorchKvCache, layer: int) -> Attend:
     return lambda q, k, v: cache.attend(layer, q, k, v)
-
-
-def _frozen(weight: Tensor) -> nn.Parameter:
-    return nn.Parameter(weight, requires_grad=False)
