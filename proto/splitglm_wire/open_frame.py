@@ -1,4 +1,4 @@
-"""The body of an ``Open`` frame: session, plan, sampling, and two lists of token ids.
+"""The body of an ``Open`` frame: session, plan, sampling, criticality, and two lists of token ids.
 
 Of the plan travels what concerns the cloud; who drafts on the device (``drafter``, ``draft_tokens``) does not.
 """
@@ -8,13 +8,14 @@ from __future__ import annotations
 import struct
 from typing import Final
 
+from splitglm_core.criticality import Criticality
 from splitglm_core.errors import ProtocolError
 from splitglm_core.plan import Codec, HeadSide, SplitPlan
 from splitglm_core.sampling import SamplingParams
 from splitglm_wire.frames import Open
 from splitglm_wire.limits import MAX_CONTEXT, MAX_GENERATE, MAX_STOP_IDS
 
-_BODY: Final = struct.Struct("<16sIIHHHBBHIIIQIdddddHH")
+_BODY: Final = struct.Struct("<16sIIHHHBBHIIIQIdddddHBB")
 _CODECS: Final = (Codec.FP32, Codec.BF16, Codec.INT8)
 _HEADS: Final = (HeadSide.DEVICE, HeadSide.CLOUD)
 
@@ -55,6 +56,7 @@ def pack_open(frame: Open) -> bytes:
         s.frequency_penalty,
         s.presence_penalty,
         len(frame.stop_ids),
+        frame.criticality,
         0,
     )
     ids = frame.stop_ids + frame.generated
@@ -65,7 +67,7 @@ def unpack_open(handle: int, body: memoryview) -> Open:
     """The frame of a body.
 
     Raises:
-        ProtocolError, struct.error, IndexError, InputError: it is malformed or out of bounds.
+        ProtocolError, struct.error, IndexError, ValueError, InputError: it is malformed or out of bounds.
     """
     (
         session_id,
@@ -88,6 +90,7 @@ def unpack_open(handle: int, body: memoryview) -> Open:
         frequency,
         presence,
         stops,
+        criticality,
         zero,
     ) = _BODY.unpack_from(body)
     tail = body[_BODY.size :]
@@ -114,5 +117,6 @@ def unpack_open(handle: int, body: memoryview) -> Open:
         ),
         deadline_ms=deadline_ms,
         stop_ids=ids[:stops],
+        criticality=Criticality(criticality),
         generated=ids[stops:],
     )

@@ -1,8 +1,8 @@
 """The product's handshake: two Noise suites, a clear hello that both sides must agree on, and its result.
 
-Message 1 is ``Hello | e, e1``; message 2 is ``e, ee, ekem1, s, es [, psk] | sealed payload``. The hello is the
-prologue, so whoever edits it on the way makes the handshake fail: that is the whole downgrade protection, and there is
-no other negotiation. One round trip; no early data.
+Message 1 is ``Hello [| hint] | e, e1``; message 2 is ``e, ee, ekem1, s, es [, psk] | sealed payload``. What comes in
+clear, hello and hint, is the prologue, so whoever edits it on the way makes the handshake fail: that is the whole
+downgrade protection, and there is no other negotiation. One round trip; no early data.
 
 What the result proves. To the initiator: the responder holds the key ``remote_static``, which ``trust.Trust`` must
 judge, and saw the same hello. To the responder: nothing about the initiator until its first record opens; in the suite
@@ -27,6 +27,7 @@ from splitglm_security.keys import NodeKey
 from splitglm_security.limits import KEM_CIPHERTEXT_BYTES, KEY_BYTES, MANIFEST_BYTES, TAG_BYTES
 from splitglm_security.noise import HandshakeState
 from splitglm_security.noise_pattern import parse_protocol
+from splitglm_security.psk_ring import PskRing, check_psk, psk_hint
 
 __all__ = ["Established", "Hello", "Initiator", "Responder", "Suite", "peek_hello"]
 
@@ -86,14 +87,18 @@ class Initiator:
         ephemeral: X25519PrivateKey | None,
         kem_ephemeral: MLKEM768PrivateKey | None,
     ) -> None:
-        _check_psk(psk)
         if (psk is not None) != (hello.suite is Suite.NX_PSK):
             raise InputError(f"suite {hello.suite.name} and the pairing code do not go together")
         self._hello = hello
+        self._opening = hello.encode()
+        if psk is not None:
+            check_psk(psk)
+            ephemeral = ephemeral or X25519PrivateKey.generate()  # the hint is about it, so it must exist before
+            self._opening += psk_hint(psk, self._opening + ephemeral.public_key().public_bytes_raw())
         self._noise = HandshakeState(
             parse_protocol(hello.suite.noise_name),
             initiator=True,
-            prologue=_LABEL + hello.encode(),
+            prologue=_LABEL + self._opening,
             psks=() if psk is None else (psk,),
             ephemeral=ephemeral,
             kem_ephemeral=kem_ephemeral,
@@ -101,7 +106,7 @@ class Initiator:
 
     def first_message(self) -> bytes:
         """Message 1; once."""
-        return self._hello.encode() + self._noise.write_message(b"")
+        return self._opening + self._noise.write_message(b"")
 
     @property
     def attestation_hash(self) -> bytes:
@@ -125,18 +130,24 @@ class Responder:
 
     Args:
         node_key: the node's identity.
-        psk: if given, only ``Suite.NX_PSK`` is accepted, else only ``Suite.NX``: a peer cannot talk its way down.
+        psks: if given, only ``Suite.NX_PSK`` with one of these is accepted, else only ``Suite.NX``: a peer cannot talk
+            its way down.
+
+    Attributes:
+        psk_number: which of ``psks`` the device means, None before ``accept`` and without any. Proven only when the
+            device's first record opens.
     """
 
-    def __init__(self, node_key: NodeKey, *, psk: bytes | None = None) -> None:
-        _check_psk(psk)
+    def __init__(self, node_key: NodeKey, *, psks: PskRing | None = None) -> None:
         self._node_key = node_key
-        self._psk = psk
+        self._psks = psks
+        self.psk_number: int | None = None
         self._hello: Hello | None = None
         self._noise: HandshakeState | None = None
 
     def accept(self, message: bytes) -> Hello:
-        """Check and read message 1. Cheap: parsing and hashing, and in the psk suite two small decryptions.
+        """Check and read message 1. Cheap: parsing and hashing, and in the psk suite an HMAC per key and, once one is
+        recognised, two small decryptions.
 
         Raises:
             VersionMismatch: the peer speaks another version.
@@ -145,16 +156,23 @@ class Responder:
         if self._noise is not None:
             raise InternalError("a responder serves one handshake")
         hello = peek_hello(message)
-        if hello.suite is not (Suite.NX if self._psk is None else Suite.NX_PSK):
+        if hello.suite is not (Suite.NX if self._psks is None else Suite.NX_PSK):
             raise SecurityError()
+        opening, message = bytes(message[: hello.suite.opening_bytes]), bytes(message[hello.suite.opening_bytes :])
+        psks: tuple[bytes, ...] = ()
+        if self._psks is not None:
+            self.psk_number = self._psks.find(opening[HELLO_BYTES:], opening[:HELLO_BYTES] + message[:KEY_BYTES])
+            if self.psk_number is None:
+                raise SecurityError()
+            psks = (self._psks[self.psk_number],)
         self._noise = HandshakeState(
             parse_protocol(hello.suite.noise_name),
             initiator=False,
-            prologue=_LABEL + bytes(message[:HELLO_BYTES]),
+            prologue=_LABEL + opening,
             static=self._node_key.private,
-            psks=() if self._psk is None else (self._psk,),
+            psks=psks,
         )
-        if self._noise.read_message(bytes(message[HELLO_BYTES:])):
+        if self._noise.read_message(message):
             raise SecurityError()
         self._hello = hello
         return hello
@@ -178,11 +196,6 @@ class Responder:
             raise InternalError(f"a handshake payload of {len(payload)} bytes is over {MANIFEST_BYTES}")
         message = self._noise.write_message(bytes(payload))
         return message, _established(self._noise, self._hello, bytes(payload), initiator=False)
-
-
-def _check_psk(psk: bytes | None) -> None:
-    if psk is not None and len(psk) != KEY_BYTES:
-        raise InputError(f"a pre-shared key has {KEY_BYTES} bytes, not {len(psk)}")
 
 
 def _established(noise: HandshakeState, hello: Hello, payload: bytes, *, initiator: bool) -> Established:

@@ -1,4 +1,7 @@
-"""What the initiator says in clear before any cryptography: fixed binary, 44 bytes, checked without cost."""
+"""What the initiator says in clear before any cryptography: fixed binary, checked without cost.
+
+44 bytes of hello; in the suite with a pairing code 16 bytes of hint follow (``psk_ring``).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Final
 from splitglm_core.errors import InputError, SecurityError, VersionMismatch
 from splitglm_security.limits import (
     FINGERPRINT_BYTES,
+    HINT_BYTES,
     KEM_PUBLIC_BYTES,
     KEY_BYTES,
     MAX_RECORD_BYTES,
@@ -34,9 +38,15 @@ class Suite(IntEnum):
         return _NOISE_NAMES[self]
 
     @property
+    def opening_bytes(self) -> int:
+        """What comes in clear before the Noise message: the hello, and with a psk the hint at it."""
+        return HELLO_BYTES + (HINT_BYTES if self is Suite.NX_PSK else 0)
+
+    @property
     def first_message_bytes(self) -> int:
         """Exact length of message 1; with a psk the KEM key and the empty payload carry tags (Noise section 9.2)."""
-        return HELLO_BYTES + KEY_BYTES + KEM_PUBLIC_BYTES + (2 * TAG_BYTES if self is Suite.NX_PSK else 0)
+        tags = 2 * TAG_BYTES if self is Suite.NX_PSK else 0
+        return self.opening_bytes + KEY_BYTES + KEM_PUBLIC_BYTES + tags
 
 
 _NOISE_NAMES: Final = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 
 # Primitives
 KEY_BYTES: Final = 32
@@ -17,6 +17,8 @@ KEM_CIPHERTEXT_BYTES: Final = 1088  # ML-KEM-768 ciphertext
 NOISE_MESSAGE_BYTES: Final = 65535  # Noise rev 34, section 3: no handshake message is longer
 FINGERPRINT_BYTES: Final = 32
 MANIFEST_BYTES: Final = 4096  # payload of message 2
+HINT_BYTES: Final = 16  # which pre-shared key a device means; by chance one of 4096 keys matches once in 2**116
+PSK_RING_ENTRIES: Final = 4096  # each is tried for each handshake: together a few milliseconds
 
 # Records
 HEADER_BYTES: Final = 20

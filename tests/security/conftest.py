@@ -10,6 +10,7 @@ from splitglm_security.channel import Channel
 from splitglm_security.handshake import Established, Hello, Initiator, Responder, Suite
 from splitglm_security.keys import NodeKey
 from splitglm_security.limits import KEY_LIMITS, KeyLimits
+from splitglm_security.psk_ring import PskRing
 
 Pair = tuple[Channel, Channel]
 
@@ -57,7 +58,8 @@ def connect(node_key: NodeKey) -> Callable[..., tuple[Established, Established]]
     """A real handshake: (device's end, cloud's end)."""
 
     def run(hello: Hello, *, psk: bytes | None = None, payload: bytes = b"manifest") -> tuple[Established, Established]:
-        initiator, responder = Initiator(hello, psk=psk), Responder(node_key, psk=psk)
+        ring = None if psk is None else PskRing([psk])
+        initiator, responder = Initiator(hello, psk=psk), Responder(node_key, psks=ring)
         responder.accept(initiator.first_message())
         message, cloud = responder.reply(payload)
         return initiator.finish(message), cloud

@@ -1,6 +1,6 @@
-"""Records tests/vectors/splitglm-1.json: one session per suite, for this and other clients to reproduce.
+"""Records tests/vectors/splitglm-2.json: one session per suite, for this and other clients to reproduce.
 
-    python tests/security/record_transcript.py > tests/vectors/splitglm-1.json
+    python tests/security/record_transcript.py > tests/vectors/splitglm-2.json
 
 Run it only for a new protocol version: the file is frozen, and a change of it is a change of the protocol. The device's
 side is fixed by seeds and reproducible to the byte. The cloud's message 2 is random (ML-KEM encapsulation cannot be
@@ -18,10 +18,10 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from splitglm_security.channel import Channel, Kind
 from splitglm_security.handshake import Hello, Initiator, Responder, Suite
-from splitglm_security.hello import HELLO_BYTES
 from splitglm_security.keys import NodeKey, PairingCode
 from splitglm_security.noise import HandshakeState
 from splitglm_security.noise_pattern import parse_protocol
+from splitglm_security.psk_ring import PskRing
 
 UP = [("DATA", b"open"), ("DATA", bytes(range(100))), ("KEY_UPDATE", b""), ("DATA", b""), ("FIN", b"")]
 DOWN = [("DATA", b"tokens"), ("KEY_UPDATE", b""), ("KEY_UPDATE", b""), ("DATA", b"more tokens"), ("ALERT", b"BUSY")]
@@ -50,7 +50,7 @@ def record(suite: Suite) -> dict[str, Any]:
 
     initiator = Initiator._with_ephemerals(hello, psk=psk, ephemeral=ephemeral, kem_ephemeral=kem)
     first = initiator.first_message()
-    responder = Responder(node, psk=psk)
+    responder = Responder(node, psks=None if psk is None else PskRing([psk]))
     responder.accept(first)
     attestation_hash = responder.attestation_hash
     second, cloud = responder.reply(b"manifest of the node")
@@ -60,12 +60,12 @@ def record(suite: Suite) -> dict[str, Any]:
     noise = HandshakeState(
         parse_protocol(suite.noise_name),
         initiator=True,
-        prologue=b"splitglm/1" + hello.encode(),
+        prologue=b"splitglm/1" + first[: suite.opening_bytes],
         psks=() if psk is None else (psk,),
         ephemeral=ephemeral,
         kem_ephemeral=kem,
     )
-    assert noise.write_message(b"") == first[HELLO_BYTES:]
+    assert noise.write_message(b"") == first[suite.opening_bytes :]
     noise.read_message(second)
     handshake_hash, keys = noise.handshake_hash, noise.split()
     return {
@@ -77,6 +77,7 @@ def record(suite: Suite) -> dict[str, Any]:
         "initiator_ephemeral": seed("ephemeral").hex(),
         "initiator_kem_seed": seed("kem", 64).hex(),
         "hello": hello.encode().hex(),
+        "hint": first[len(hello.encode()) : suite.opening_bytes].hex(),
         "message_1": first.hex(),
         "attestation_hash": attestation_hash.hex(),
         "message_2": second.hex(),
@@ -92,4 +93,4 @@ def record(suite: Suite) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"protocol": "splitglm/1", "sessions": [record(suite) for suite in Suite]}, indent=1))
+    print(json.dumps({"protocol": "splitglm/2", "sessions": [record(suite) for suite in Suite]}, indent=1))

@@ -13,7 +13,8 @@ from splitglm_core.errors import InputError, InternalError, SecurityError, Versi
 from splitglm_security.handshake import Established, Hello, Initiator, Responder, Suite, peek_hello
 from splitglm_security.hello import HELLO_BYTES
 from splitglm_security.keys import NodeKey, PairingCode
-from splitglm_security.limits import MANIFEST_BYTES, MAX_RECORD_BYTES, MIN_RECORD_BYTES
+from splitglm_security.limits import HINT_BYTES, MANIFEST_BYTES, MAX_RECORD_BYTES, MIN_RECORD_BYTES
+from splitglm_security.psk_ring import PskRing
 
 Connect = Callable[..., tuple[Established, Established]]
 
@@ -47,7 +48,7 @@ def test_message_lengths_are_what_the_research_states(
 ) -> None:
     assert len(Initiator(hello).first_message()) == HELLO_BYTES + 1216 == Suite.NX.first_message_bytes
     initiator = Initiator(psk_hello, psk=bytes(32))
-    assert len(initiator.first_message()) == HELLO_BYTES + 1248 == Suite.NX_PSK.first_message_bytes
+    assert len(initiator.first_message()) == HELLO_BYTES + HINT_BYTES + 1248 == Suite.NX_PSK.first_message_bytes
     plain, responder = Initiator(hello), Responder(node_key)
     responder.accept(plain.first_message())
     assert len(responder.reply(b"12345")[0]) == 1200 + 5
@@ -92,7 +93,7 @@ def test_any_bytes_are_refused_or_are_a_hello(data: bytes) -> None:
     assert hello.encode() == data[:HELLO_BYTES] and len(data) == hello.suite.first_message_bytes
 
 
-@pytest.mark.parametrize("version", [0, 2, 3, 255])
+@pytest.mark.parametrize("version", [0, 1, 3, 255])
 @pytest.mark.parametrize("length", [5, 44, 1260, 1300])
 def test_another_protocol_version_is_named_whatever_its_length(
     version: int, length: int, node_key: NodeKey, hello: Hello
@@ -111,7 +112,7 @@ def test_another_protocol_version_is_named_whatever_its_length(
         {"features": -1},
         {"max_record": MIN_RECORD_BYTES - 1},
         {"max_record": MAX_RECORD_BYTES + 1},
-        {"version": 2},
+        {"version": 1},
     ],
 )
 def test_a_hello_that_cannot_be_said_is_refused_at_home(change: dict[str, object]) -> None:
@@ -124,7 +125,7 @@ def test_suite_and_pairing_code_must_go_together(hello: Hello, psk_hello: Hello,
         lambda: Initiator(hello, psk=bytes(32)),
         lambda: Initiator(psk_hello),
         lambda: Initiator(psk_hello, psk=bytes(31)),
-        lambda: Responder(node_key, psk=bytes(33)),
+        lambda: PskRing([bytes(33)]),
     ):
         with pytest.raises(InputError):
             wrong()

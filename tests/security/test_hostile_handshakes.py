@@ -17,6 +17,7 @@ from splitglm_security.keys import NodeKey
 from splitglm_security.limits import KEM_PUBLIC_BYTES, MANIFEST_BYTES
 from splitglm_security.noise import HandshakeState
 from splitglm_security.noise_pattern import parse_protocol
+from splitglm_security.psk_ring import PskRing
 
 Attack = Callable[[], object]
 Cases = Iterator[tuple[str, Attack]]
@@ -47,7 +48,8 @@ def run(
     payload: bytes = b"manifest",
 ) -> Established:
     """A handshake through a proxy that edits the messages; returns the device's end."""
-    initiator, responder = Initiator(hello, psk=psk), Responder(NODE, psk=server_psk)
+    ring = None if server_psk is None else PskRing([server_psk])
+    initiator, responder = Initiator(hello, psk=psk), Responder(NODE, psks=ring)
     responder.accept(first(initiator.first_message()))
     return initiator.finish(second(responder.reply(payload)[0]))
 
@@ -82,7 +84,8 @@ def edited_messages() -> Cases:
     """Bytes of both Noise messages in both suites. A flip in message 1 may only show at the device, but must."""
     for name, hello, psk in (("NX", HELLO, None), ("NX_PSK", PSK_HELLO, PSK)):
         first_bytes = hello.suite.first_message_bytes
-        for offset in [*range(HELLO_BYTES, HELLO_BYTES + 32), *range(HELLO_BYTES + 32, first_bytes, 17)]:
+        keys_at = hello.suite.opening_bytes
+        for offset in [*range(HELLO_BYTES, keys_at + 32), *range(keys_at + 32, first_bytes, 17)]:
             yield (
                 f"{name} message 1 byte {offset}",
                 lambda o=offset, h=hello, p=psk: run(h, psk=p, server_psk=p, first=flip(o, o % 8)),
@@ -182,8 +185,10 @@ def wrong_party() -> Cases:
     yield "device without a code at a cloud that asks for one", lambda: run(server_psk=PSK)
     yield "device with a code at a cloud without one", lambda: run(PSK_HELLO, psk=PSK)
 
+    keys_at = PSK_HELLO.suite.opening_bytes
+
     def downgraded() -> object:
-        return run(PSK_HELLO, psk=PSK, first=lambda m: HELLO.encode() + m[HELLO_BYTES : HELLO_BYTES + 1216])
+        return run(PSK_HELLO, psk=PSK, first=lambda m: HELLO.encode() + m[keys_at : keys_at + 1216])
 
     yield "suite byte set back to NX by a proxy", downgraded
 
@@ -281,12 +286,25 @@ def test_a_changed_kem_ciphertext_in_the_psk_suite_fails_too() -> None:
             run(PSK_HELLO, psk=PSK, server_psk=PSK, second=flip(offset, 3))
 
 
-def test_a_wrong_code_is_noticed_by_the_cloud_at_the_first_record() -> None:
-    """psk2 binds the code in message 2, so a guesser gets one try per handshake and learns only that it failed."""
-    initiator, responder = Initiator(PSK_HELLO, psk=bytes(32)), Responder(NODE, psk=PSK)
-    responder.accept(initiator.first_message())
-    message, cloud = responder.reply(b"")
+def test_a_wrong_code_is_noticed_by_the_cloud_before_it_answers() -> None:
+    """A guesser gets one try per handshake and learns only that it failed."""
+    responder = Responder(NODE, psks=PskRing([PSK]))
     with pytest.raises(SecurityError):
-        initiator.finish(message)
+        responder.accept(Initiator(PSK_HELLO, psk=bytes(32)).first_message())
+    assert responder.psk_number is None
+
+
+def test_who_replays_a_first_message_can_neither_read_the_answer_nor_go_on() -> None:
+    """The hint is recognised, for it says which key is meant and nothing about who speaks."""
+    message = Initiator(PSK_HELLO, psk=PSK).first_message()
+    replay = Responder(NODE, psks=PskRing([bytes(32), PSK]))
+    replay.accept(message)
+    assert replay.psk_number == 1
+    answer, cloud = replay.reply(b"manifest")
+    for psk in (bytes(32), PSK):  # even with the code: the ephemeral keys are not those of the recording
+        other = Initiator(PSK_HELLO, psk=psk)
+        other.first_message()
+        with pytest.raises(SecurityError):
+            other.finish(answer)
     with pytest.raises(SecurityError):
         cloud.channel.open(bytes(20) + bytes(16))

@@ -44,9 +44,9 @@ def bit_flips(channels: Channels) -> Cases:
 
 def header_values(channels: Channels) -> Cases:
     """Headers as a buggy or hostile peer would write them over good ciphertext."""
-    good = {"version": 1, "kind": 1, "flags": 0, "epoch": 0, "sequence": 0, "length": len(PAYLOAD) + TAG_BYTES}
+    good = {"version": 2, "kind": 1, "flags": 0, "epoch": 0, "sequence": 0, "length": len(PAYLOAD) + TAG_BYTES}
     wrong = {
-        "version": (0, 2, 255),
+        "version": (0, 1, 255),
         "kind": (0, 2, 3, 4, 5, 127, 255),
         "flags": (1, 2, 0x8000, 0xFFFF),
         "epoch": (1, 2, 2**31, 2**32 - 1),

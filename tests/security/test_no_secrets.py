@@ -18,6 +18,7 @@ from splitglm_core.errors import SplitGlmError
 from splitglm_security.channel import Kind, Opened
 from splitglm_security.handshake import Established, Hello, Initiator, Responder, Suite
 from splitglm_security.keys import NodeKey, PairingCode, parse_public_key
+from splitglm_security.psk_ring import PskRing
 
 ROOM = Path(splitglm_security.__file__).parent
 TEXT = b"the patient said that it hurts"
@@ -44,7 +45,7 @@ def session() -> tuple[Initiator, Responder, Established, Established, dict[str,
         ephemeral=X25519PrivateKey.from_private_bytes(EPHEMERAL),
         kem_ephemeral=MLKEM768PrivateKey.from_seed_bytes(KEM * 2),
     )
-    responder = Responder(node, psk=code.psk())
+    responder = Responder(node, psks=PskRing([code.psk()]))
     responder.accept(initiator.first_message())
     message, cloud = responder.reply(TEXT)
     device = initiator.finish(message)
@@ -83,7 +84,7 @@ def test_the_search_for_secrets_would_find_one(session: tuple) -> None:
 
 def provocations(session: tuple, tmp_path: Path) -> Iterator[Callable[[], object]]:
     initiator, responder, device, cloud, *_ = session
-    node, code = NodeKey(X25519PrivateKey.from_private_bytes(NODE_SECRET)), PairingCode(CODE_SECRET)
+    code = PairingCode(CODE_SECRET)
     yield lambda: initiator.finish(TEXT)
     yield lambda: initiator.first_message()
     yield lambda: responder.reply(TEXT)
@@ -98,7 +99,7 @@ def provocations(session: tuple, tmp_path: Path) -> Iterator[Callable[[], object
     yield lambda: device.channel.seal(TEXT)
     yield lambda: Initiator(Hello(suite=Suite.NX, model_fingerprint=bytes(32)), psk=code.psk())
     yield lambda: Initiator(Hello(suite=Suite.NX_PSK, model_fingerprint=bytes(32)), psk=code.psk()[:-1])
-    yield lambda: Responder(node, psk=CODE_SECRET + b"x")
+    yield lambda: PskRing([CODE_SECRET + b"x"])
     yield lambda: PairingCode(CODE_SECRET + b"x")
     yield lambda: PairingCode.parse(code.text[:-1])
     yield lambda: PairingCode.parse(code.text + "a")

@@ -1,4 +1,4 @@
-"""The frozen transcript: what this release says and understands is what protocol version 1 says, byte for byte."""
+"""The frozen transcript: what this release says and understands is what protocol version 2 says, byte for byte."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from splitglm_security.channel import Channel, Kind
 from splitglm_security.handshake import Hello, Initiator, Responder, Suite
 from splitglm_security.keys import NodeKey, PairingCode, parse_public_key
+from splitglm_security.psk_ring import PskRing
 
-PATH = Path(__file__).parents[1] / "vectors" / "splitglm-1.json"
+PATH = Path(__file__).parents[1] / "vectors" / "splitglm-2.json"
 DOCUMENT = json.loads(PATH.read_text())
 SESSIONS = {session["noise_name"]: session for session in DOCUMENT["sessions"]}
 
@@ -48,7 +49,7 @@ def check_records(session: dict[str, Any], channel: Channel, *, says: str, hears
 
 
 def test_the_file_covers_both_suites() -> None:
-    assert DOCUMENT["protocol"] == "splitglm/1"
+    assert DOCUMENT["protocol"] == "splitglm/2"
     assert set(SESSIONS) == {suite.noise_name for suite in Suite}
 
 
@@ -73,7 +74,8 @@ def test_a_device_with_the_seeds_replays_the_session(session: dict[str, Any]) ->
 def test_a_cloud_reads_the_recorded_device(session: dict[str, Any]) -> None:
     node = NodeKey(X25519PrivateKey.from_private_bytes(unhex(session, "node_private")))
     assert node.text == session["node_public_text"]
-    responder = Responder(node, psk=psk_of(session))
+    psk = psk_of(session)
+    responder = Responder(node, psks=None if psk is None else PskRing([psk]))
     assert responder.accept(unhex(session, "message_1")).encode().hex() == session["hello"]
     assert responder.attestation_hash.hex() == session["attestation_hash"]
     channel = Channel(
@@ -95,5 +97,5 @@ def test_the_transcript_is_frozen() -> None:
     # Changing the file and the code together would pass everything above and break every client out there.
     assert (
         hashlib.sha256(PATH.read_bytes()).hexdigest()
-        == "efb3edffd180160b8a55c924335c4e84b6122349c3e36d511d92e716ce9191aa"
+        == "76476d7ff8b2328eac7eea1b9815bdd897deea1817f254a6f9302044b957ffcc"
     )

@@ -240,7 +240,9 @@ def test_a_number_out_of_bounds_is_never_sent(frame: Any, change: dict[str, Any]
         (OPEN, 54, struct.pack("<I", 2**20 + 1)),  # top_k
         (OPEN, 98, struct.pack("<H", 4)),  # more stop ids than ids
         (OPEN, 98, struct.pack("<H", MAX_STOP_IDS + 1)),
-        (OPEN, 100, b"\1"),  # reserved
+        (OPEN, 100, b"\0"),  # criticality
+        (OPEN, 100, b"\5"),
+        (OPEN, 101, b"\1"),  # reserved
     ],
 )
 def test_a_field_out_of_bounds_is_refused(frame: Frame, at: int, value: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
+from splitglm_core.criticality import Criticality
 from splitglm_core.plan import Codec, HeadSide, SplitPlan
 from splitglm_core.sampling import SamplingParams
 from splitglm_wire.frames import (
@@ -66,6 +67,7 @@ OPEN = st.builds(
     sampling=SAMPLING,
     deadline_ms=U32,
     stop_ids=IDS,
+    criticality=st.sampled_from(Criticality),
     generated=IDS,
 )
 STEP = st.builds(

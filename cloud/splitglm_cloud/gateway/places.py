@@ -38,7 +38,7 @@ class Places:
         Raises:
             Overloaded: there is none.
         """
-        limit = self._total if _is_here(peer) else self._per_peer
+        limit = self._total if is_here(peer) else self._per_peer
         if self.taken >= self._total or self._of_peer[peer] >= limit:
             raise Overloaded(f"too many {self._what}", code="OVERLOADED", retry_after_s=1.0)
         self._of_peer[peer] += 1
@@ -57,7 +57,8 @@ def peer_of(address: str) -> str:
     return peer_name(unquote(address).rpartition(":")[0] or address)
 
 
-def _is_here(peer: str) -> bool:
+def is_here(peer: str) -> bool:
+    """Whether a peer (a ``peer_of``) is on this machine."""
     if peer in ("::/64", "unix"):  # the network of ::1, and sockets of this machine
         return True
     try:

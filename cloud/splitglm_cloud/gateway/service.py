@@ -17,15 +17,26 @@ from typing import Any
 
 import grpc
 
+from splitglm_cloud.engine.events import Owner
 from splitglm_cloud.gateway.outbox import Outbox, OutboxBudget
 from splitglm_cloud.gateway.places import Places, peer_of
 from splitglm_cloud.gateway.sessions import SessionTable
+from splitglm_cloud.gateway.tenants import Tenants, owner_by_address
 from splitglm_cloud.metrics import Metrics
-from splitglm_core.errors import LinkError, Overloaded, ProtocolError, SecurityError, SplitGlmError, VersionMismatch
+from splitglm_core.errors import (
+    InternalError,
+    LinkError,
+    Overloaded,
+    ProtocolError,
+    SecurityError,
+    SplitGlmError,
+    VersionMismatch,
+)
 from splitglm_security.admission import Admission
 from splitglm_security.channel import Channel, Kind
 from splitglm_security.handshake import Established, Responder
 from splitglm_security.keys import NodeKey
+from splitglm_security.psk_ring import PskRing
 from splitglm_wire import framing
 from splitglm_wire.frames import Frame, Opened
 from splitglm_wire.manifest import CloudManifest
@@ -42,12 +53,13 @@ SILENT_TOTAL = 256
 
 
 class DeviceStream:
-    """One device's connection: its outbox and its channel."""
+    """One device's connection: its outbox, its channel and whose it is."""
 
-    def __init__(self, established: Established, outbox: Outbox) -> None:
+    def __init__(self, established: Established, outbox: Outbox, owner: Owner) -> None:
         self.channel: Channel = established.channel
         self.log_id = established.log_id
         self.outbox = outbox
+        self.owner = owner
         self._opened = False
 
     def send(self, frame: Frame) -> None:
@@ -92,10 +104,15 @@ class SplitService(split_pb2_grpc.SplitInferenceServicer):
         outbox_budget_bytes: int,
         admission: Admission,
         handshake_deadline_s: float = HANDSHAKE_DEADLINE_S,
+        tenants: Tenants | None = None,
     ) -> None:
+        """Serve anybody, or with a ``psk`` who holds it, or with ``tenants`` these; not both."""
+        if psk is not None and tenants is not None:
+            raise InternalError("a server has one pairing or tenants")
         self._table = table
         self._node_key = node_key
-        self._psk = psk
+        self._tenants = tenants
+        self._psks = tenants.psks if tenants is not None else None if psk is None else PskRing([psk])
         self._manifest = manifest
         self._metrics = metrics
         self._admission = admission
@@ -182,7 +199,7 @@ class SplitService(split_pb2_grpc.SplitInferenceServicer):
             places.enter_context(self._streams.taken_by(peer))
             ticket = self._admission.admit(peer, message, time.monotonic())
             try:
-                responder = Responder(self._node_key, psk=self._psk)
+                responder = Responder(self._node_key, psks=self._psks)
                 hello = responder.accept(message)
                 reply, established = responder.reply(self._manifest.to_bytes())
                 await context.write(split_pb2.Sealed(frame=reply))
@@ -197,7 +214,12 @@ class SplitService(split_pb2_grpc.SplitInferenceServicer):
             finally:
                 self._admission.abandon(ticket)
         self._metrics.handshakes.labels("ok").inc()
-        return DeviceStream(established, Outbox(self._outboxes)), bytes(first.payload)
+        number = responder.psk_number
+        if self._tenants is not None and number is not None:
+            owner = self._tenants.owner(number)
+        else:
+            owner = owner_by_address(peer, established.log_id)
+        return DeviceStream(established, Outbox(self._outboxes), owner), bytes(first.payload)
 
     async def _read(self, stream: DeviceStream, first: bytes, requests: AsyncIterator[split_pb2.Sealed]) -> None:
         """Hand frames to the table until the device says goodbye.

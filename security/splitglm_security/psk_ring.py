@@ -1,0 +1,72 @@
+"""The pre-shared keys of a server, and which of them a device means.
+
+The device says in its first message a *hint*: the truncated HMAC of what else it says in clear, its fresh ephemeral key
+included, under a key derived from the psk. Whoever holds the psk recognises the device; to everybody else hints are
+random, so they do not link two connections of one device. The hint is part of the handshake's prologue: a changed one
+fails the handshake. A replayed one is recognised and is worth nothing, for message 2 can only be read with the
+ephemeral key and the psk. It is no proof of either; the first record is.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Sequence
+
+from splitglm_core.errors import InputError
+from splitglm_security.expand import expand
+from splitglm_security.limits import HINT_BYTES, KEY_BYTES, PSK_RING_ENTRIES
+
+
+def check_psk(psk: bytes) -> None:
+    """Raises ``InputError`` unless it has the length of a pre-shared key."""
+    if len(psk) != KEY_BYTES:
+        raise InputError(f"a pre-shared key has {KEY_BYTES} bytes, not {len(psk)}")
+
+
+def psk_hint(psk: bytes, said: bytes) -> bytes:
+    """The 16-byte hint at ``psk`` for a device that says ``said`` (hello and ephemeral public key) in clear."""
+    return _hint(_hint_key(psk), said)
+
+
+class PskRing:
+    """The keys of one server; at most 4096, because every one is tried for every handshake (about 1 us each).
+
+    Args:
+        psks: 32 bytes each, no two alike.
+
+    Raises:
+        InputError: none, too many, one of another length, or one twice.
+    """
+
+    def __init__(self, psks: Sequence[bytes]) -> None:
+        if not 0 < len(psks) <= PSK_RING_ENTRIES:
+            raise InputError(f"{len(psks)} pairing keys are not between 1 and {PSK_RING_ENTRIES}")
+        for psk in psks:
+            check_psk(psk)
+        if len(set(psks)) < len(psks):
+            raise InputError("two pairings have the same key", "make one for each with `splitglm keys pair`")
+        self._psks = tuple(bytes(psk) for psk in psks)
+        self._hint_keys = tuple(_hint_key(psk) for psk in psks)
+
+    def __len__(self) -> int:
+        return len(self._psks)
+
+    def __getitem__(self, number: int) -> bytes:
+        return self._psks[number]
+
+    def find(self, hint: bytes, said: bytes) -> int | None:
+        """Number of the key that ``hint`` means, or None. Takes as long whichever it is."""
+        found = None
+        for number, key in enumerate(self._hint_keys):
+            if hmac.compare_digest(_hint(key, said), hint):
+                found = number
+        return found
+
+
+def _hint_key(psk: bytes) -> bytes:
+    # Of its own, so that what HMAC shows of it says nothing about the key that Noise mixes in.
+    return expand(psk, b"psk hint", b"", KEY_BYTES)
+
+
+def _hint(key: bytes, said: bytes) -> bytes:
+    return hmac.digest(key, said, "sha256")[:HINT_BYTES]
