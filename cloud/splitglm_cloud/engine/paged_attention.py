@@ -22,15 +22,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from splitglm_cloud.engine.kv_cache import PAGE_POSITIONS
+from splitglm_cloud.engine.kv_pages import PAGE_POSITIONS
 from splitglm_cloud.engine.paged_kv import PagedCache, PagePool
 from splitglm_core.ranges import LayerRange
 from splitglm_glm.model import Attend
 
 FEW_ROWS: Final = 16
 """Riders with at most so many rows share a call: their scores are small beside the keys and values they read."""
-MAX_PADDING: Final = 2
-"""A shared call gathers at most so many times the pages that its riders hold."""
+SLACK_PAGES: Final = 4
+"""A rider is padded by at most as many pages as it holds, or by so few that another call would cost more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +59,14 @@ def groups_of(riders: Iterable[PagedRider]) -> list[tuple[PagedRider, ...]]:
             alone.append((rider,))
         elif rider.rows:
             few.setdefault(rider.rows, []).append(rider)
-    shared = []
+    shared: list[list[PagedRider]] = []
     for same_rows in few.values():
-        group: list[PagedRider] = []
-        pages = 0
-        for rider in sorted(same_rows, key=lambda rider: -rider.pages):  # the first of a group is its longest
-            if group and (len(group) + 1) * group[0].pages > MAX_PADDING * (pages + rider.pages):
-                shared.append(group)
-                group, pages = [], 0
-            group.append(rider)
-            pages += rider.pages
-        shared.append(group)
+        longest = 0
+        for rider in sorted(same_rows, key=lambda rider: -rider.pages):
+            if longest - rider.pages > max(rider.pages, SLACK_PAGES) or not longest:
+                shared.append([])
+                longest = rider.pages
+            shared[-1].append(rider)
     return alone + [tuple(sorted(group, key=lambda rider: rider.start)) for group in shared]
 
 

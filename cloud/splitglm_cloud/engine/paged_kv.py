@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from splitglm_cloud.engine.kv_cache import PAGE_POSITIONS
+from splitglm_cloud.engine.kv_pages import PAGE_POSITIONS
 from splitglm_core.errors import DeviceError, InternalError
 from splitglm_core.ranges import LayerRange
 from splitglm_core.shapes import ModelShape
