@@ -211,6 +211,16 @@ class CloudSession:
         behind = "a step before this one failed"
         return actions + [Send(self._error(step.seq, code, behind, Scope.STEP)) for step in void]
 
+    def on_evicted(self) -> list[Action]:
+        """The keys and values are gone for good: only the device can build them again.
+
+        The last reply stays in its cache: it was right, and the device learns of the gap with its next step.
+        """
+        self.kv_length = 0
+        if self._running is None:
+            return []
+        return self.on_failure(self._running.seq, ErrorCode.KV_GAP, "the cloud no longer holds the session's positions")
+
     def _clear_queue(self) -> list[Step]:
         steps = list(self._queue)
         self._queue.clear()

@@ -2,7 +2,9 @@
 
 Rules of this file: the size of a payload depends on (codec, rows, hidden, base) only, never on the values (a size that
 follows content is a side channel); sizes are checked before an array is made and received values before they are
-copied; what is not finite or absurdly large is refused on both sides.
+copied; what is not finite or absurdly large is refused on both sides. Every row is coded by itself, so the payloads of
+adjacent positions one after the other are the payload of them all, and a payload's first ``payload_bytes(...)`` bytes
+are the payload of its first rows.
 
 ``INT8`` quantises each position with its own scale. Two things would wreck it (SmolLM2-135M, layer 12: KL to the exact
 model 0.033 instead of 0.001) and are sent exactly: position 0, an attention sink with one channel two hundred times the

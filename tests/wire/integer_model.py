@@ -121,6 +121,11 @@ class Engine:
     def drop(self, key: int) -> None:
         self.slots.pop(key, None)
 
+    def evict(self, key: int) -> None:
+        slot = self.slots[key]
+        slot.kv.clear()
+        slot.run = None
+
     def advance(self, key: int, fail: ErrorCode | None = None) -> Output | Failure | None:
         """The next part of the running step; with ``fail`` the step fails after its rows went into the cache."""
         slot = self.slots.get(key)

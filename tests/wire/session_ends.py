@@ -138,6 +138,11 @@ class Host:
         elif outcome is not None:
             self._act(held, held.session.on_failure(outcome.seq, outcome.code, "it failed"))
 
+    def evict(self, held: Held) -> None:
+        """The session's positions are gone, and with them the step that was computed."""
+        self.engine.evict(held.key)
+        self._act(held, held.session.on_evicted())
+
     def _open(self, stream: int, frame: Open) -> None:
         held = self.sessions.get(frame.session_id)
         if held is None:

@@ -2,8 +2,9 @@
 
 Frames travel as bytes, in order within a stream. Until ``HEALED_S`` the world breaks things: streams end at one end
 first or turn into black holes, their frames arrive late, frames of dead streams come again, clouds crash and come back
-empty, idle sessions are forgotten, devices go to another cloud and back, steps fail, steps are slow, replies are
-cancelled. ``Driver`` and ``Host`` assert safety at every step; afterwards every conversation must end (liveness).
+empty, idle sessions are forgotten, sessions lose their positions, devices go to another cloud and back, steps fail,
+steps are slow, replies are cancelled. ``Driver`` and ``Host`` assert safety at every step; afterwards every
+conversation must end (liveness).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from splitglm_wire.frames import ErrorCode, Frame
 HEALED_S = 12.0
 PATIENCE_S = 2.0
 END_S = 90.0
-FAULTS = ("cut", "cut", "device first", "host first", "black hole", "crash", "forget", "echo", "echo", "roam")
+FAULTS = ("cut", "cut", "device first", "host first", "black hole", "crash", "forget", "echo", "echo", "evict", "roam")
 
 
 @dataclass(slots=True, eq=False)
@@ -254,6 +255,8 @@ class World:
                 host.forget(rng.choice(idle))
         elif kind == "echo":
             self._echo()
+        elif kind == "evict":
+            self._evict()
         elif stream is None or not stream.at_device:
             return
         elif kind == "black hole":
@@ -271,6 +274,14 @@ class World:
                 self._forgot = True
             self._end(stream)
             self._lose(stream)
+
+    def _evict(self) -> None:
+        """A session's keys and values are gone, whether it is idle or at work."""
+        host = self.rng.choice(self.hosts)
+        if host.sessions:
+            held = self.rng.choice(list(host.sessions.values()))
+            self._forgot, self._failed = True, self._failed or held.session.busy
+            host.evict(held)
 
     def _crash(self, cloud: int) -> None:
         self._forgot = True

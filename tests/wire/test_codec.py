@@ -112,6 +112,21 @@ def test_bf16_rounds_as_ml_dtypes_does() -> None:
     assert np.array_equal(ours, theirs)
 
 
+@given(x=ANY_STATES, codec=st.sampled_from(Codec), base=st.sampled_from([0, 1, 500]), data=st.data())
+@settings(max_examples=200, deadline=None)
+def test_payloads_of_adjacent_positions_are_joined_and_cut_as_bytes(
+    x: Hidden, codec: Codec, base: int, data: st.DataObject
+) -> None:
+    rows, hidden = x.shape
+    cut = data.draw(st.integers(0, rows))
+    parts = [(x[:cut], base), (x[cut:], base + cut)]
+    first, second = (encode(part, codec, base=at) if len(part) else b"" for part, at in parts)
+    whole = decode(first + second, codec, rows=rows, hidden=hidden, base=base)
+    pieces = [there_and_back(part, codec, at) for part, at in parts if len(part)]
+    assert np.array_equal(whole, np.concatenate(pieces))
+    assert (first + second)[: payload_bytes(codec, cut, hidden, base)] == first
+
+
 @pytest.mark.parametrize("codec", Codec)
 def test_size_depends_on_the_shape_only(codec: Codec) -> None:
     for (rows, hidden), base in itertools.product(SHAPES, (0, 1, 77)):

@@ -15,6 +15,7 @@ from splitglm_core.sampling import SamplingParams
 from splitglm_wire.cloud import Abort, Action, CloudSession, Configure, Cut, Drop, Output, Send, Submit
 from splitglm_wire.device import Attached, DeviceSession, Gap, HiddenArrived, Refused, State, StepDone, TokenArrived
 from splitglm_wire.frames import (
+    KEEP_ALL,
     Cancel,
     Close,
     Ended,
@@ -575,3 +576,42 @@ def test_a_goodbye_is_heard_only_after_closing() -> None:
 def test_limits_of_steps_and_contexts_agree() -> None:
     assert MAX_ROWS <= MAX_CONTEXT
     assert MAX_GENERATE <= MAX_CONTEXT
+
+
+def test_evicted_while_idle_the_session_says_so_when_it_is_opened_again() -> None:
+    session = cloud()
+    ran(session, a_step(1, 0))
+    assert session.on_evicted() == []
+    assert session.kv_length == 0
+    refused = session.on_step(a_step(2, 2))
+    assert [(a.frame.code, a.frame.have) for a in refused if isinstance(a, Send) and isinstance(a.frame, Error)] == [
+        (ErrorCode.KV_GAP, 0)
+    ]
+    _, opened = session.on_open(opening(2, keep=2))
+    assert isinstance(opened, Send) and isinstance(opened.frame, Opened) and opened.frame.have == 0
+
+
+def test_evicted_while_a_step_runs_every_accepted_step_ends_as_a_gap() -> None:
+    session = cloud()
+    ran(session, a_step(1, 0))
+    session.on_step(a_step(2, 2))
+    session.on_step(a_step(3, 4))
+    cut, *errors = session.on_evicted()
+    assert cut == Cut(0) and not session.busy
+    frames = [action.frame for action in errors if isinstance(action, Send)]
+    assert [(f.seq, f.code, f.have) for f in frames if isinstance(f, Error)] == [
+        (2, ErrorCode.KV_GAP, 0),
+        (3, ErrorCode.KV_GAP, 0),
+    ]
+    session.on_open(opening(2, keep=0))
+    assert session.on_step(a_step(2, 0, fence=2)) == [Submit(a_step(2, 0, fence=2))]
+
+
+def test_evicted_the_last_reply_is_still_given_to_a_device_that_lost_it() -> None:
+    session = cloud(opening(plan=CLOUD))
+    step = a_step(1, 0, rows_kind=Rows.IDS, reply=Reply.TOKEN, generate=1)
+    ran(session, step, bytes(4), 1)
+    session.on_evicted()
+    session.on_open(opening(2, plan=CLOUD, keep=KEEP_ALL))
+    again = session.on_step(replace(step, fence=2))
+    assert [a.frame.last for a in again if isinstance(a, Send) and isinstance(a.frame, Result)] == [True]

@@ -107,6 +107,18 @@ MUTANTS = [
     ),
     Mutant("cloud: cancel of a queued step dropped", cloud, "self._cancelled_seq = frame.seq", "pass"),
     Mutant("cloud: cancel ignored", cloud, "and frame.seq == self._running.seq", "and False"),
+    Mutant(
+        "cloud: evicted positions still counted",
+        cloud,
+        "        self.kv_length = 0\n        if self._r",
+        "        if self._r",
+    ),
+    Mutant(
+        "cloud: evicted step not answered",
+        cloud,
+        "return self.on_failure(self._running.seq",
+        "self._running = None; return []; (0",
+    ),
     Mutant("cloud: fence of the last step not kept", cloud, "length, step.seq, step.fence", "length, step.seq, 1"),
     Mutant("answer: one token too few", answer, "len(known) - self.first)", "len(known) - self.first + 1)"),
     Mutant("answer: length of a replayed part", answer, "self.history[self.first + index]", "self.history[index]"),
