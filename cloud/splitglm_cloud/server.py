@@ -6,18 +6,18 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import grpc
 from grpc_reflection.v1alpha import reflection
 
+from splitglm_cloud.engine.carousel import Carousel
 from splitglm_cloud.engine.engine import Engine
-from splitglm_cloud.engine.events import Emit, Event
-from splitglm_cloud.engine.kv_cache import KvLedger
+from splitglm_cloud.engine.events import Emit, Event, Evicted
+from splitglm_cloud.engine.kv_pages import KvPages
 from splitglm_cloud.engine.profile import measure_cloud
 from splitglm_cloud.engine.runner import Runner
 from splitglm_cloud.engine.runner_onnx import OnnxRunner
-from splitglm_cloud.engine.scheduler import Scheduler
 from splitglm_cloud.execution.inline import InlineExecutor
 from splitglm_cloud.gateway.service import SILENT_TOTAL, SplitService
 from splitglm_cloud.gateway.sessions import SessionTable
@@ -81,7 +81,8 @@ class CloudServer:
         embedding, head = settings.text and layers.start == 0, settings.text and layers.stop == shape.layers
         self.runner = _make_runner(settings, checkpoint, layers, embedding, head, store, progress)
         codecs = tuple(Codec)
-        profile = measure_cloud(self.runner, layers, embedding=embedding, head=head, codecs=codecs)
+        self.runner.reserve(self._new_pages().total)
+        profile = measure_cloud(self.runner, self._new_pages(), layers, embedding=embedding, head=head, codecs=codecs)
         self.manifest = CloudManifest(
             version=VERSION,
             fingerprint=checkpoint.fingerprint,
@@ -93,11 +94,8 @@ class CloudServer:
             max_context=min(settings.max_context or MAX_CONTEXT, shape.max_positions),
             profile=profile.to_json(),
         )
-        self.ledger = KvLedger(
-            budget_bytes=settings.kv_budget_bytes, position_layer_bytes=shape.kv_bytes_per_token(layers=1)
-        )
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.executor = InlineExecutor(self._build_engine, self._emit)
+        self.executor = InlineExecutor(self._build_engine, self._emit, self._on_lost)
         self.table = SessionTable(
             manifest=self.manifest,
             shape=shape,
@@ -193,7 +191,16 @@ class CloudServer:
         log.info("stopped")
 
     def _build_engine(self, emit: Emit) -> Engine:
-        return Engine(self.runner, Scheduler(), self.ledger, SystemClock(), emit)
+        return Engine(self.runner, Carousel(), self._new_pages(), SystemClock(), emit)
+
+    def _new_pages(self) -> KvPages:
+        one = self.runner.shape.kv_bytes_per_token(layers=1)
+        return KvPages.for_budget(self.settings.kv_budget_bytes, one)
+
+    def _on_lost(self, sessions: Sequence[int]) -> None:
+        """Called on the engine's thread."""
+        for session in sessions:
+            self._emit(session, Evicted(None))
 
     def _emit(self, session: int, outcome: Event) -> None:
         """Called on the engine's thread."""
@@ -204,8 +211,6 @@ class CloudServer:
         while True:
             await asyncio.sleep(SWEEP_PERIOD_S)
             self.table.sweep(time.monotonic())
-            self.metrics.kv_bytes.set(self.ledger.used_bytes)
-            self.metrics.kv_ratio.set(self.ledger.usage_ratio)
 
 
 _OPTIONS = (

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from engine_bench import Bench, Kind
 from glm_factory import write_tiny_checkpoint
 from running_cloud import RunningCloud, running_cloud
 
+from splitglm_cloud.engine.runner import Runner
+from splitglm_cloud.engine.runner_onnx import OnnxRunner
+from splitglm_cloud.engine.runner_torch import TorchRunner
 from splitglm_core.plan import Precision
 from splitglm_core.ranges import LayerRange
 from splitglm_glm.checkpoint import Checkpoint
@@ -18,7 +24,6 @@ from splitglm_glm.runtime import RuntimeOptions
 from splitglm_glm.stack import LayerStack
 from splitglm_glm.store import ModelStore
 
-sys.path.insert(0, str(Path(__file__).parent))
 LAYERS = 4
 
 
@@ -54,3 +59,27 @@ def stack(checkpoint: Checkpoint, home: Path) -> LayerStack:
 def cloud(model: Path, home: Path) -> Iterator[RunningCloud]:
     with running_cloud(model, home) as running:
         yield running
+
+
+@pytest.fixture(scope="session", params=["onnx", "torch"])
+def runners(request: pytest.FixtureRequest, checkpoint: Checkpoint, stack: LayerStack) -> Callable[[], Runner]:
+    """Makes runners of one kind; what they free is poisoned where they can."""
+
+    def make() -> Runner:
+        if request.param == "onnx":
+            return OnnxRunner(stack, LayerRange(0, LAYERS), embedding=True, head=True)
+        return TorchRunner(
+            checkpoint, LayerRange(0, LAYERS), embedding=True, head=True, dtype="float32", threads=1, poison_freed=True
+        )
+
+    return make
+
+
+@pytest.fixture
+def kind(runners: Callable[[], Runner]) -> Kind:
+    return Kind.of(runners(), runners())
+
+
+@pytest.fixture
+def bench(kind: Kind) -> Bench:
+    return Bench(kind)

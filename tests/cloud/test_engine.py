@@ -2,127 +2,34 @@
 
 from __future__ import annotations
 
-import struct
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
+from engine_bench import (
+    CLOUD,
+    CONTEXT,
+    LAYERS,
+    PROMPT,
+    SAMPLED,
+    SPLIT,
+    USHAPE,
+    Bench,
+    Kind,
+    hidden_step,
+    ids_step,
+)
 
-from splitglm_cloud.engine.engine import MAX_WORK_ROWS, Engine
-from splitglm_cloud.engine.events import Failure, Owner
-from splitglm_cloud.engine.kv_cache import PAGE_POSITIONS, KvLedger
+from splitglm_cloud.engine.events import Failure
+from splitglm_cloud.engine.kv_pages import PAGE_POSITIONS
 from splitglm_cloud.engine.runner import Runner
-from splitglm_cloud.engine.runner_onnx import OnnxRunner
-from splitglm_cloud.engine.runner_torch import TorchRunner
-from splitglm_cloud.engine.scheduler import Scheduler
-from splitglm_core.plan import Codec, HeadSide, SplitPlan
+from splitglm_cloud.engine.slots import MAX_WORK_ROWS
+from splitglm_core.plan import SplitPlan
 from splitglm_core.ranges import LayerRange
 from splitglm_core.sampling import SamplingParams
-from splitglm_glm.checkpoint import Checkpoint
 from splitglm_glm.sampling import Sampler
-from splitglm_glm.stack import LayerStack
-from splitglm_wire import codec
-from splitglm_wire.cloud import Configure, Output
+from splitglm_wire.cloud import Output
 from splitglm_wire.frames import ErrorCode, Reply, Rows, Step
-
-LAYERS, CONTEXT = 4, 256
-SAMPLED = SamplingParams(temperature=0.8, top_p=0.95, seed=3, presence_penalty=0.4)
-CLOUD = SplitPlan.cloud_only(LAYERS)
-SPLIT = SplitPlan(layers=LAYERS, s=1, t=LAYERS, head=HeadSide.CLOUD, codec=Codec.FP32)
-USHAPE = SplitPlan(layers=LAYERS, s=1, t=3, head=HeadSide.DEVICE, codec=Codec.FP32)
-PROMPT = [int(i) for i in np.random.default_rng(0).integers(0, 256, 21)]
-
-
-class HandClock:
-    def __init__(self) -> None:
-        self.time_s = 100.0
-
-    def now_s(self) -> float:
-        return self.time_s
-
-
-@dataclass
-class Bench:
-    """An engine with its surroundings; ``results`` collects what each session was told."""
-
-    runner: Runner
-    budget_bytes: int = 1 << 30
-    clock: HandClock = field(default_factory=HandClock)
-    results: dict[int, list[Output | Failure]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        one = self.runner.shape.kv_bytes_per_token(layers=1)
-        self.ledger = KvLedger(budget_bytes=self.budget_bytes, position_layer_bytes=one)
-        self.engine = Engine(self.runner, Scheduler(), self.ledger, self.clock, self._emit)
-
-    def _emit(self, session: int, outcome: Output | Failure) -> None:
-        self.results.setdefault(session, []).append(outcome)
-
-    def configure(self, session: int, plan: SplitPlan, sampling: SamplingParams = SAMPLED, **other: Any) -> None:
-        values = {"generated": (), "stop_ids": (), "context": CONTEXT, "keep": 0, "deadline_ms": 0} | other
-        self.engine.configure(session, Configure(plan=plan, sampling=sampling, **values), Owner())
-
-    def run(self) -> None:
-        while self.engine.turn():
-            pass
-
-    def last(self, session: int) -> Output | Failure:
-        return self.results[session][-1]
-
-    def tokens(self, session: int) -> list[int]:
-        outputs = [o for o in self.results.get(session, []) if isinstance(o, Output)]
-        return [struct.unpack("<I", o.payload)[0] for o in outputs if o.rows and len(o.payload) == 4]
-
-
-@pytest.fixture(scope="session")
-def onnx(stack: LayerStack) -> Runner:
-    return OnnxRunner(stack, LayerRange(0, LAYERS), embedding=True, head=True)
-
-
-@pytest.fixture(scope="session")
-def torch_runner(checkpoint: Checkpoint) -> Runner:
-    return TorchRunner(checkpoint, LayerRange(0, LAYERS), embedding=True, head=True, dtype="float32", threads=1)
-
-
-@pytest.fixture(params=["onnx", "torch"])
-def bench(request: pytest.FixtureRequest, onnx: Runner, torch_runner: Runner) -> Bench:
-    return Bench(onnx if request.param == "onnx" else torch_runner)
-
-
-@pytest.fixture
-def onnx_bench(onnx: Runner) -> Bench:
-    return Bench(onnx)
-
-
-def ids_step(ids: list[int], *, seq: int = 1, base: int = 0, generate: int = 8, reply: Reply = Reply.TOKEN) -> Step:
-    payload = np.array(ids, "<u4").tobytes()
-    return Step(
-        handle=1, fence=1, seq=seq, base=base, rows_kind=Rows.IDS, rows=len(ids), reply=reply,
-        generate=generate if reply is Reply.TOKEN else 0, payload=payload,
-    )  # fmt: skip
-
-
-def hidden_step(hidden: np.ndarray, *, reply: Reply, seq: int = 1, base: int = 0) -> Step:
-    return Step(
-        handle=1, fence=1, seq=seq, base=base, rows_kind=Rows.HIDDEN, rows=len(hidden), reply=reply,
-        generate=1 if reply is Reply.TOKEN else 0, payload=codec.encode(hidden, Codec.FP32, base=base),
-    )  # fmt: skip
-
-
-def expected_tokens(runner: Runner, ids: list[int], count: int, sampling: SamplingParams = SAMPLED) -> list[int]:
-    everything = LayerRange(0, LAYERS)
-    cache, sampler, out = runner.new_cache(everything, CONTEXT), Sampler(sampling), []
-    while len(out) < count:
-        hidden = runner.forward(runner.embed(np.array(ids, np.int64)), cache, everything)
-        ids = [sampler.pick(runner.logits(hidden[-1:])[0], cache.length)]
-        sampler.commit(ids[0])
-        out += ids
-    return out
-
-
-def front(runner: Runner, ids: list[int], layers: LayerRange = LayerRange(0, 1)) -> np.ndarray:
-    return runner.forward(runner.embed(np.array(ids, np.int64)), runner.new_cache(layers, CONTEXT), layers)
 
 
 @pytest.mark.parametrize("sampling", [SamplingParams(), SAMPLED], ids=["greedy", "sampled"])
@@ -130,30 +37,30 @@ def test_the_cloud_arm_generates_what_the_layers_say(bench: Bench, sampling: Sam
     bench.configure(1, CLOUD, sampling)
     bench.engine.submit(1, ids_step(PROMPT, generate=10))
     bench.run()
-    assert bench.tokens(1) == expected_tokens(bench.runner, PROMPT, 10, sampling)
+    assert bench.tokens(1) == bench.expected_tokens(PROMPT, 10, sampling)
     assert [o.last for o in bench.results[1] if isinstance(o, Output)] == [False] * 9 + [True]
 
 
 def test_the_split_arm_samples_after_the_last_row(bench: Bench) -> None:
     bench.configure(1, SPLIT)
-    hidden = front(bench.runner, PROMPT)
+    hidden = bench.front(PROMPT)
     bench.engine.submit(1, hidden_step(hidden[:16], reply=Reply.ACK))
     bench.run()
     bench.engine.submit(1, hidden_step(hidden[16:], reply=Reply.TOKEN, seq=2, base=16))
     bench.run()
     assert bench.results[1][0] == Output(1, 0, b"", True, *_times(bench.results[1][0]))
-    assert bench.tokens(1) == expected_tokens(bench.runner, PROMPT, 1)
+    assert bench.tokens(1) == bench.expected_tokens(PROMPT, 1)
 
 
 @pytest.mark.parametrize("reply", [Reply.ALL_HIDDEN, Reply.LAST_HIDDEN])
 def test_the_u_shape_returns_hidden_states(bench: Bench, reply: Reply) -> None:
     bench.configure(1, USHAPE)
-    hidden = front(bench.runner, PROMPT)
+    hidden = bench.front(PROMPT)
     bench.engine.submit(1, hidden_step(hidden, reply=reply))
     bench.run()
     output = bench.last(1)
     assert isinstance(output, Output) and output.last
-    expected = bench.runner.forward(hidden, bench.runner.new_cache(LayerRange(1, 3), CONTEXT), LayerRange(1, 3))
+    expected = bench.alone.forward(hidden, bench.alone.new_cache(LayerRange(1, 3), CONTEXT), LayerRange(1, 3))
     wanted = expected if reply is Reply.ALL_HIDDEN else expected[-1:]
     got = np.frombuffer(output.payload, "<f4").reshape(output.rows, -1)
     np.testing.assert_array_equal(got, wanted)
@@ -166,19 +73,19 @@ def test_neighbours_in_every_arm_change_nothing(bench: Bench) -> None:
         bench.configure(session, CLOUD)
         bench.engine.submit(session, ids_step(ids, generate=6))
     bench.configure(10, USHAPE)
-    bench.engine.submit(10, hidden_step(front(bench.runner, PROMPT), reply=Reply.ALL_HIDDEN))
+    bench.engine.submit(10, hidden_step(bench.front(PROMPT), reply=Reply.ALL_HIDDEN))
     bench.run()
     for session, ids in prompts.items():
-        assert bench.tokens(session) == expected_tokens(bench.runner, ids, 6)
+        assert bench.tokens(session) == bench.expected_tokens(ids, 6)
 
 
-def test_generation_stops_at_a_stop_token(onnx_bench: Bench) -> None:
-    expected = expected_tokens(onnx_bench.runner, PROMPT, 10)
+def test_generation_stops_at_a_stop_token(bench: Bench) -> None:
+    expected = bench.expected_tokens(PROMPT, 10)
     stop = expected[3]
-    onnx_bench.configure(1, CLOUD, stop_ids=(stop,))
-    onnx_bench.engine.submit(1, ids_step(PROMPT, generate=10))
-    onnx_bench.run()
-    assert onnx_bench.tokens(1) == expected[: expected.index(stop) + 1]
+    bench.configure(1, CLOUD, stop_ids=(stop,))
+    bench.engine.submit(1, ids_step(PROMPT, generate=10))
+    bench.run()
+    assert bench.tokens(1) == expected[: expected.index(stop) + 1]
 
 
 def _times(output: Output | Failure) -> tuple[int, int]:
@@ -225,14 +132,12 @@ def test_a_poisoned_step_fails_alone_and_the_session_goes_on(bench: Bench, poiso
     bench.engine.submit(2, bad)
     bench.run()
     assert bench.results[2] == [Failure(1, code, bench.results[2][0].text)]  # type: ignore[union-attr]
-    assert bench.tokens(1) == expected_tokens(bench.runner, PROMPT, 6)
+    assert bench.tokens(1) == bench.expected_tokens(PROMPT, 6)
     bench.engine.cut(2, 0)  # what the session machine orders after a failure
-    good = (
-        ids_step(PROMPT, generate=1) if plan is CLOUD else hidden_step(front(bench.runner, PROMPT), reply=Reply.TOKEN)
-    )
+    good = ids_step(PROMPT, generate=1) if plan is CLOUD else hidden_step(bench.front(PROMPT), reply=Reply.TOKEN)
     bench.engine.submit(2, good)
     bench.run()
-    assert bench.tokens(2) == expected_tokens(bench.runner, PROMPT, 1)
+    assert bench.tokens(2) == bench.expected_tokens(PROMPT, 1)
 
 
 class Faulty:
@@ -245,12 +150,12 @@ class Faulty:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._runner, name)
 
-    def forward(self, hidden: Any, cache: Any, layers: LayerRange) -> Any:
-        out = self._runner.forward(hidden, cache, layers)
+    def forward(self, rows: Any, riders: Any, layers: LayerRange) -> Any:
+        out = self._runner.forward(rows, riders, layers)
         if isinstance(self.fault, Exception):
             raise self.fault
         if self.fault is not None:
-            out[:] = self.fault
+            return out * self.fault
         return out
 
 
@@ -260,10 +165,10 @@ class Faulty:
      (float("nan"), ErrorCode.BAD_TENSOR), (float("inf"), ErrorCode.BAD_TENSOR)],
 )  # fmt: skip
 def test_a_pass_that_goes_wrong_is_told_without_content_and_leaves_no_trace(
-    onnx: Runner, fault: Exception | float, code: ErrorCode, caplog: pytest.LogCaptureFixture
+    kind: Kind, fault: Exception | float, code: ErrorCode, caplog: pytest.LogCaptureFixture
 ) -> None:
-    faulty = Faulty(onnx)
-    bench = Bench(faulty)  # type: ignore[arg-type]
+    bench = Bench(kind, faults=Faulty)
+    faulty: Any = bench.runner
     bench.configure(1, CLOUD)
     faulty.fault = fault
     bench.engine.submit(1, ids_step(PROMPT, generate=3))
@@ -276,11 +181,10 @@ def test_a_pass_that_goes_wrong_is_told_without_content_and_leaves_no_trace(
     bench.configure(1, CLOUD)
     bench.engine.submit(1, ids_step(PROMPT, generate=3))
     bench.run()
-    assert bench.tokens(1) == expected_tokens(onnx, PROMPT, 3)
+    assert bench.tokens(1) == bench.expected_tokens(PROMPT, 3)
 
 
-def test_abort_ends_generation_after_the_present_token(onnx_bench: Bench) -> None:
-    bench = onnx_bench
+def test_abort_ends_generation_after_the_present_token(bench: Bench) -> None:
     bench.configure(1, CLOUD)
     bench.engine.submit(1, ids_step(PROMPT, generate=200))
     for _ in range(3):
@@ -289,7 +193,7 @@ def test_abort_ends_generation_after_the_present_token(onnx_bench: Bench) -> Non
     bench.engine.turn()
     bench.engine.abort(1, seq=1)
     bench.run()
-    assert bench.tokens(1) == expected_tokens(bench.runner, PROMPT, 5)
+    assert bench.tokens(1) == bench.expected_tokens(PROMPT, 5)
     assert isinstance(bench.last(1), Output) and bench.last(1).last  # type: ignore[union-attr]
 
 
@@ -303,10 +207,10 @@ ROOMY = {"context": 500}
 
 def test_a_long_step_is_computed_in_parts_and_says_what_the_parts_say(bench: Bench) -> None:
     everything = LayerRange(0, LAYERS)
-    cache = bench.runner.new_cache(everything, 500)
+    cache = bench.alone.new_cache(everything, 500)
     for part in parts_of(LONG):
-        hidden = bench.runner.forward(bench.runner.embed(np.array(part, np.int64)), cache, everything)
-    expected = Sampler(SAMPLED).pick(bench.runner.logits(hidden[-1:])[0], len(LONG))
+        hidden = bench.alone.forward(bench.alone.embed(np.array(part, np.int64)), cache, everything)
+    expected = Sampler(SAMPLED).pick(bench.alone.logits(hidden[-1:])[0], len(LONG))
     bench.configure(1, CLOUD, **ROOMY)
     bench.engine.submit(1, ids_step(LONG, generate=1))
     turns = 0
@@ -317,12 +221,12 @@ def test_a_long_step_is_computed_in_parts_and_says_what_the_parts_say(bench: Ben
 
 
 @pytest.mark.parametrize("reply", [Reply.ALL_HIDDEN, Reply.LAST_HIDDEN, Reply.ACK])
-def test_a_long_step_of_hidden_states_is_answered_once_and_whole(onnx_bench: Bench, reply: Reply) -> None:
-    bench, back = onnx_bench, LayerRange(1, 3)
+def test_a_long_step_of_hidden_states_is_answered_once_and_whole(bench: Bench, reply: Reply) -> None:
+    back = LayerRange(1, 3)
     rows = np.random.default_rng(2).standard_normal((len(LONG), bench.runner.shape.hidden)).astype(np.float32)
-    cache = bench.runner.new_cache(back, 500)
+    cache = bench.alone.new_cache(back, 500)
     cuts = range(0, len(LONG), MAX_WORK_ROWS)
-    expected = np.concatenate([bench.runner.forward(rows[at : at + MAX_WORK_ROWS], cache, back) for at in cuts])
+    expected = np.concatenate([bench.alone.forward(rows[at : at + MAX_WORK_ROWS], cache, back) for at in cuts])
     bench.configure(1, USHAPE, **ROOMY)
     bench.engine.submit(1, hidden_step(rows, reply=reply))
     bench.run()
@@ -332,22 +236,19 @@ def test_a_long_step_of_hidden_states_is_answered_once_and_whole(onnx_bench: Ben
     np.testing.assert_array_equal(np.frombuffer(output.payload, "<f4").reshape(output.rows, wanted.shape[1]), wanted)
 
 
-def test_a_token_waits_for_one_part_of_anothers_prompt_and_not_for_all_of_it(onnx_bench: Bench) -> None:
-    bench = onnx_bench
+def test_a_token_waits_for_one_part_of_anothers_prompt_and_not_for_all_of_it(bench: Bench) -> None:
     bench.configure(1, CLOUD, **ROOMY)
     bench.configure(2, CLOUD)
     bench.engine.submit(1, ids_step(LONG, generate=1))
     bench.engine.turn()
     bench.engine.submit(2, ids_step([5], generate=3))
-    for _ in range(3):
-        bench.engine.turn()
-    assert len(bench.tokens(2)) == 3 and bench.tokens(1) == []
+    bench.engine.turn()
+    assert len(bench.tokens(2)) == 1 and bench.tokens(1) == []
     bench.run()
-    assert len(bench.tokens(1)) == 1
+    assert len(bench.tokens(2)) == 3 and len(bench.tokens(1)) == 1
 
 
-def test_a_long_step_that_goes_wrong_in_its_second_part_is_one_failure(onnx_bench: Bench) -> None:
-    bench = onnx_bench
+def test_a_long_step_that_goes_wrong_in_its_second_part_is_one_failure(bench: Bench) -> None:
     bench.configure(1, CLOUD, deadline_ms=500, **ROOMY)
     bench.engine.submit(1, ids_step(LONG, generate=3))
     bench.engine.turn()
@@ -359,15 +260,15 @@ def test_a_long_step_that_goes_wrong_in_its_second_part_is_one_failure(onnx_benc
     bench.configure(1, CLOUD)
     bench.engine.submit(1, ids_step(PROMPT, generate=3))
     bench.run()
-    assert bench.tokens(1) == expected_tokens(bench.runner, PROMPT, 3)
+    assert bench.tokens(1) == bench.expected_tokens(PROMPT, 3)
 
 
-def test_a_step_that_does_not_begin_where_the_cache_ends_is_never_computed(onnx_bench: Bench) -> None:
-    onnx_bench.configure(1, CLOUD)
-    onnx_bench.engine.submit(1, ids_step(PROMPT, base=5))
-    failure = onnx_bench.last(1)
+def test_a_step_that_does_not_begin_where_the_cache_ends_is_never_computed(bench: Bench) -> None:
+    bench.configure(1, CLOUD)
+    bench.engine.submit(1, ids_step(PROMPT, base=5))
+    failure = bench.last(1)
     assert isinstance(failure, Failure) and failure.code is ErrorCode.INTERNAL
-    assert onnx_bench.engine.turn() is False
+    assert bench.engine.turn() is False
 
 
 class Cramped:
@@ -386,9 +287,9 @@ class Cramped:
         return self._runner.new_cache(layers, capacity)
 
 
-def test_a_session_without_memory_is_told_overloaded_and_served_when_there_is_some(onnx: Runner) -> None:
-    cramped = Cramped(onnx)
-    bench = Bench(cramped)  # type: ignore[arg-type]
+def test_a_session_without_memory_is_told_overloaded_and_served_when_there_is_some(kind: Kind) -> None:
+    bench = Bench(kind, faults=Cramped)
+    cramped: Any = bench.runner
     bench.configure(1, CLOUD)
     for _ in range(2):
         bench.engine.submit(1, ids_step(PROMPT, generate=3))
@@ -398,7 +299,7 @@ def test_a_session_without_memory_is_told_overloaded_and_served_when_there_is_so
     cramped.full = False
     bench.engine.submit(1, ids_step(PROMPT, generate=3))
     bench.run()
-    assert bench.tokens(1) == expected_tokens(onnx, PROMPT, 3)
+    assert bench.tokens(1) == bench.expected_tokens(PROMPT, 3)
     cramped.full = True
     bench.configure(2, CLOUD)
     bench.engine.drop(2)
@@ -407,51 +308,44 @@ def test_a_session_without_memory_is_told_overloaded_and_served_when_there_is_so
     assert isinstance(unknown, Failure) and unknown.code is ErrorCode.INTERNAL  # dropped is dropped
 
 
-@pytest.mark.parametrize("kind", ["onnx", "torch"])
-def test_the_ledger_counts_what_caches_have_committed(onnx: Runner, torch_runner: Runner, kind: str) -> None:
+def test_the_pages_count_what_caches_have_committed(bench: Bench) -> None:
     """Not what they hold: many sessions that fill their caches and forget it all must not hold memory for free."""
-    bench = Bench(onnx if kind == "onnx" else torch_runner)
-    one = bench.runner.shape.kv_bytes_per_token(layers=LAYERS)
     bench.configure(1, CLOUD)
     cache = bench.engine._slots[1].cache
-    assert bench.ledger.used_bytes == 0 == cache.committed
+    assert bench.ledger.used == 0 == cache.committed
     for seq, (base, rows, cut) in enumerate([(0, 150, 149), (149, 1, 20), (20, 200, 100), (100, 20, 0)], start=1):
         bench.engine.submit(1, ids_step([1] * rows, seq=seq, base=base, reply=Reply.ACK))
         bench.run()
-        assert cache.length <= cache.committed and cache.committed * one <= bench.ledger.used_bytes
+        assert cache.length <= cache.committed <= bench.ledger.used // LAYERS * PAGE_POSITIONS
         bench.engine.cut(1, cut)
-        pages = -(-cache.committed // PAGE_POSITIONS)
-        assert bench.ledger.used_bytes == pages * PAGE_POSITIONS * one
-    assert bench.ledger.used_bytes == 0 == cache.committed
+        assert bench.ledger.used == LAYERS * -(-cache.committed // PAGE_POSITIONS)
+    assert bench.ledger.used == 0 == cache.committed
 
 
-def test_history_that_no_penalty_looks_at_is_not_kept(onnx_bench: Bench) -> None:
+def test_history_that_no_penalty_looks_at_is_not_kept(bench: Bench) -> None:
     history = tuple(range(100))
-    onnx_bench.configure(1, CLOUD, SamplingParams(temperature=1.0, seed=3), generated=history)
-    onnx_bench.configure(2, CLOUD, SAMPLED, generated=history)
-    counts = [onnx_bench.engine._slots[session].sampler._counts for session in (1, 2)]
+    bench.configure(1, CLOUD, SamplingParams(temperature=1.0, seed=3), generated=history)
+    bench.configure(2, CLOUD, SAMPLED, generated=history)
+    counts = [bench.engine._slots[session].sampler._counts for session in (1, 2)]
     assert counts == [{}, dict.fromkeys(history, 1)]
 
 
-def test_keep_and_cut_forget_positions_and_their_pages(onnx_bench: Bench) -> None:
-    bench = onnx_bench
+def test_keep_and_cut_forget_positions_and_their_pages(bench: Bench) -> None:
     bench.configure(1, CLOUD)
     bench.engine.submit(1, ids_step([1] * 150, reply=Reply.ACK))
     bench.run()
-    page = PAGE_POSITIONS * LAYERS * bench.runner.shape.kv_bytes_per_token(layers=1)
-    assert bench.ledger.used_bytes == 3 * page
+    assert bench.ledger.used == 3 * LAYERS
     bench.engine.cut(1, len(PROMPT))
-    assert bench.ledger.used_bytes == page
+    assert bench.ledger.used == LAYERS
     bench.configure(1, CLOUD, keep=0)
-    assert bench.ledger.used_bytes == 0
+    assert bench.ledger.used == 0
     bench.engine.submit(1, ids_step(PROMPT, generate=4, seq=2))
     bench.run()
-    assert bench.tokens(1) == expected_tokens(bench.runner, PROMPT, 4)
+    assert bench.tokens(1) == bench.expected_tokens(PROMPT, 4)
 
 
 @pytest.mark.parametrize("moment", ["waiting", "generating", "idle"])
-def test_drop_frees_everything_at_any_moment(onnx_bench: Bench, moment: str) -> None:
-    bench = onnx_bench
+def test_drop_frees_everything_at_any_moment(bench: Bench, moment: str) -> None:
     bench.configure(1, CLOUD)
     bench.configure(2, CLOUD)
     bench.engine.submit(1, ids_step(PROMPT, generate=1 if moment == "idle" else 50))
@@ -462,37 +356,35 @@ def test_drop_frees_everything_at_any_moment(onnx_bench: Bench, moment: str) -> 
     bench.engine.submit(2, ids_step(PROMPT, generate=3))
     bench.run()
     assert len(bench.results.get(1, [])) == told  # a dropped session is told nothing more
-    assert bench.tokens(2) == expected_tokens(bench.runner, PROMPT, 3)
-    assert bench.engine.sessions == 1 and bench.engine.waiting == 0
+    assert bench.tokens(2) == bench.expected_tokens(PROMPT, 3)
+    assert bench.engine.stats().sessions == 1 and bench.engine.stats().waiting == 0
     bench.engine.drop(2)
     bench.engine.drop(2)
-    assert bench.engine.sessions == 0 and bench.ledger.used_bytes == 0
+    assert bench.engine.stats().sessions == 0 and bench.ledger.used == 0
 
 
-def test_closing_frees_every_session(onnx_bench: Bench) -> None:
+def test_closing_frees_every_session(bench: Bench) -> None:
     for session in range(3):
-        onnx_bench.configure(session, CLOUD)
-        onnx_bench.engine.submit(session, ids_step(PROMPT))
-    onnx_bench.engine.turn()
-    onnx_bench.engine.close()
-    assert onnx_bench.engine.sessions == onnx_bench.engine.waiting == onnx_bench.ledger.used_bytes == 0
-    assert onnx_bench.engine.turn() is False
+        bench.configure(session, CLOUD)
+        bench.engine.submit(session, ids_step(PROMPT))
+    bench.engine.turn()
+    bench.engine.close()
+    assert bench.engine.stats().sessions == bench.engine.stats().waiting == bench.ledger.used == 0
+    assert bench.engine.turn() is False
 
 
-def test_another_cut_gets_other_caches(onnx_bench: Bench) -> None:
-    bench = onnx_bench
+def test_another_cut_gets_other_caches(bench: Bench) -> None:
     bench.configure(1, CLOUD)
     bench.engine.submit(1, ids_step(PROMPT, reply=Reply.ACK))
     bench.run()
     bench.configure(1, SPLIT)
-    assert bench.ledger.used_bytes == 0
-    bench.engine.submit(1, hidden_step(front(bench.runner, PROMPT), reply=Reply.TOKEN, seq=2))
+    assert bench.ledger.used == 0
+    bench.engine.submit(1, hidden_step(bench.front(PROMPT), reply=Reply.TOKEN, seq=2))
     bench.run()
-    assert bench.tokens(1) == expected_tokens(bench.runner, PROMPT, 1)
+    assert bench.tokens(1) == bench.expected_tokens(PROMPT, 1)
 
 
-def test_a_step_after_its_deadline_is_not_computed(onnx_bench: Bench) -> None:
-    bench = onnx_bench
+def test_a_step_after_its_deadline_is_not_computed(bench: Bench) -> None:
     bench.configure(1, CLOUD, deadline_ms=500)
     bench.engine.submit(1, ids_step(PROMPT, generate=50))
     bench.engine.turn()
@@ -503,49 +395,21 @@ def test_a_step_after_its_deadline_is_not_computed(onnx_bench: Bench) -> None:
     assert len(bench.tokens(1)) == 1
 
 
-def test_a_full_ledger_refuses_with_overloaded_and_serves_again_when_there_is_room(onnx: Runner) -> None:
-    page = PAGE_POSITIONS * LAYERS * onnx.shape.kv_bytes_per_token(layers=1)
-    bench = Bench(onnx, budget_bytes=2 * page)
-    bench.configure(1, CLOUD)
-    bench.configure(2, CLOUD)
-    bench.engine.submit(1, ids_step([1] * 100, reply=Reply.ACK))
-    bench.engine.submit(2, ids_step(PROMPT, generate=2))
-    bench.run()
-    failure = bench.last(2)
-    assert isinstance(failure, Failure) and failure.code is ErrorCode.OVERLOADED
-    assert failure.missing_bytes == page
-    bench.engine.drop(1)
-    bench.engine.submit(2, ids_step(PROMPT, generate=2))
-    bench.run()
-    assert bench.tokens(2) == expected_tokens(onnx, PROMPT, 2)
-
-
-def test_a_reply_that_outgrows_the_ledger_ends_with_overloaded(onnx: Runner) -> None:
-    page = PAGE_POSITIONS * LAYERS * onnx.shape.kv_bytes_per_token(layers=1)
-    bench = Bench(onnx, budget_bytes=page)
-    bench.configure(1, CLOUD)
-    bench.engine.submit(1, ids_step(PROMPT, generate=200))
-    bench.run()
-    failure = bench.last(1)
-    assert isinstance(failure, Failure) and failure.code is ErrorCode.OVERLOADED
-    assert len(bench.tokens(1)) == PAGE_POSITIONS - len(PROMPT) + 1
-
-
 @pytest.mark.parametrize("session", [1, 2])
-def test_a_step_that_cannot_be_taken_is_answered(onnx_bench: Bench, session: int) -> None:
+def test_a_step_that_cannot_be_taken_is_answered(bench: Bench, session: int) -> None:
     """Unknown session, and a second step while one runs: the session machine never does it, the engine survives it."""
-    onnx_bench.configure(1, CLOUD)
-    onnx_bench.engine.submit(1, ids_step(PROMPT, generate=3))
-    onnx_bench.engine.submit(session, ids_step(PROMPT, seq=2))
-    failure = onnx_bench.last(session)
+    bench.configure(1, CLOUD)
+    bench.engine.submit(1, ids_step(PROMPT, generate=3))
+    bench.engine.submit(session, ids_step(PROMPT, seq=2))
+    failure = bench.last(session)
     assert isinstance(failure, Failure) and failure.code is ErrorCode.INTERNAL
-    onnx_bench.run()
-    assert onnx_bench.tokens(1) == expected_tokens(onnx_bench.runner, PROMPT, 3)
+    bench.run()
+    assert bench.tokens(1) == bench.expected_tokens(PROMPT, 3)
 
 
-def test_times_are_told_once(onnx_bench: Bench) -> None:
-    onnx_bench.configure(1, CLOUD)
-    onnx_bench.engine.submit(1, ids_step(PROMPT, generate=4))
-    onnx_bench.clock.time_s += 0.25
-    onnx_bench.run()
-    assert [_times(output)[0] for output in onnx_bench.results[1]] == [250_000, 0, 0, 0]
+def test_times_are_told_once(bench: Bench) -> None:
+    bench.configure(1, CLOUD)
+    bench.engine.submit(1, ids_step(PROMPT, generate=4))
+    bench.clock.time_s += 0.25
+    bench.run()
+    assert [_times(output)[0] for output in bench.results[1]] == [250_000, 0, 0, 0]

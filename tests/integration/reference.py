@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from splitglm_cloud.engine.engine import MAX_WORK_ROWS
+from splitglm_cloud.engine.slots import MAX_WORK_ROWS
 from splitglm_core.plan import Arm, SplitPlan
 from splitglm_core.ranges import LayerRange
 from splitglm_core.sampling import SamplingParams

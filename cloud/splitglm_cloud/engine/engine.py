@@ -1,86 +1,95 @@
-"""The engine: sessions' compute state and one loop of schedule, run, emit.
+"""The engine: sessions' compute state and one loop of board, run, alight, answer.
 
-It is driven by an executor, from one thread. Commands come in as method calls, results leave through ``emit``. It knows
+It is driven by an executor, from one thread. Commands come in as method calls, events leave through ``emit``. It knows
 the frames' meaning (ids or hidden states in, token or hidden states out) and nothing of streams, fences or keys.
+
+What goes wrong stays with whom it concerns: a row that cannot be decoded never boards, a batch that fails is run again
+one session at a time, and when memory is short the session that has to go is told so (``Evicted``).
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import struct
-from dataclasses import dataclass, field
-from typing import Any, Final
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from splitglm_cloud.engine import batching
+from splitglm_cloud.engine.batching import Aboard
+from splitglm_cloud.engine.carousel import Carousel
 from splitglm_cloud.engine.events import Emit, Failure, Owner
-from splitglm_cloud.engine.kv_cache import KvLedger
-from splitglm_cloud.engine.runner import Cache, Hidden, Runner
-from splitglm_cloud.engine.scheduler import Scheduler, Work
+from splitglm_cloud.engine.kv_pages import KvPages
+from splitglm_cloud.engine.meter import Meter
+from splitglm_cloud.engine.residency import Residency, Room
+from splitglm_cloud.engine.runner import Runner
+from splitglm_cloud.engine.slots import Run, Slot, decoded
+from splitglm_cloud.engine.stats import EngineStats
+from splitglm_cloud.engine.work import Segment, Work
 from splitglm_core.clock import Clock
-from splitglm_core.errors import BadTensor, InputError
-from splitglm_core.plan import Codec
+from splitglm_core.ranges import LayerRange
 from splitglm_glm.sampling import Sampler
 from splitglm_wire import codec
 from splitglm_wire.cloud import Configure, Output
-from splitglm_wire.frames import ErrorCode, Reply, Rows, Step
+from splitglm_wire.frames import ErrorCode, Reply, Step
+from splitglm_wire.frames import Rows as RowsKind
 
 log = logging.getLogger(__name__)
 
-MAX_WORK_ROWS: Final = 256
-"""A longer step is computed in parts of as many rows, so that others' tokens wait for one part and not for all."""
-
-
-@dataclass(slots=True)
-class _Run:
-    """The step a session is computing."""
-
-    step: Step
-    submitted_s: float
-    inputs: NDArray[Any] | None = None  # token ids or hidden states, decoded when the first part runs
-    done: int = 0  # rows that have run
-    outputs: list[Hidden] = field(default_factory=list)  # of the parts, when all of them are wanted
-    generated: int = 0
-    aborted: bool = False
-    queue_us: int = -1
-    compute_us: int = 0
-
-
-@dataclass(slots=True)
-class _Slot:
-    config: Configure
-    cache: Cache
-    sampler: Sampler
-    deadline_s: float
-    run: _Run | None = None
-    next_ids: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-
 
 class Engine:
-    """Runs steps of many sessions, one batch at a time."""
+    """Runs steps of many sessions, whatever layers each of them uses, in common batches.
 
-    def __init__(self, runner: Runner, scheduler: Scheduler, ledger: KvLedger, clock: Clock, emit: Emit) -> None:
+    Args:
+        max_wait_s: a step that nobody has begun to compute by then is refused.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        carousel: Carousel,
+        pages: KvPages,
+        clock: Clock,
+        emit: Emit,
+        *,
+        max_wait_s: float = math.inf,
+    ) -> None:
         self._runner = runner
-        self._scheduler = scheduler
-        self._ledger = ledger
+        self._carousel = carousel
+        self._pages = pages
         self._clock = clock
         self._emit = emit
-        self._slots: dict[int, _Slot] = {}
+        self._max_wait_s = max_wait_s
+        self._slots: dict[int, Slot] = {}
         self._unmade: dict[int, tuple[Configure, Owner]] = {}  # sessions whose state could not be made
+        self._residency = Residency(self._slots, pages, carousel, emit)
+        self._order = itertools.count(1)
+        self._meter = Meter(runner.shape.layers)
 
     @property
-    def waiting(self) -> int:
-        return len(self._scheduler)
+    def parked(self) -> int:
+        """Steps that wait for memory: ``turn`` must be tried again after a while even if nothing else happens."""
+        return self._residency.parked
 
-    @property
-    def sessions(self) -> int:
-        return len(self._slots)
+    def session_keys(self) -> tuple[int, ...]:
+        return (*self._slots, *self._unmade)
 
-    def kv_bytes(self, session: int) -> int:
-        """What dropping the session would give back; may be asked from any thread."""
-        return self._ledger.held_bytes(session)
+    def stats(self) -> EngineStats:
+        """As of now; for the engine's own thread."""
+        at_work = sum(self._pages.held(slot.key) for slot in self._slots.values() if slot.run is not None)
+        return replace(
+            self._meter.stats(self._carousel, self._pages, self._clock.now_s()),
+            waiting=len(self._carousel) + self.parked,
+            sessions=len(self._slots),
+            kv_active_bytes=at_work * self._pages.page_bytes,
+            evictions=self._residency.evictions,
+            preemptions=self._residency.preemptions,
+        )
 
     def configure(self, session: int, config: Configure, owner: Owner) -> None:
         """Make a session ready for a reply: cache of its back, cut to what is kept, sampler with its history.
@@ -89,13 +98,13 @@ class Engine:
         """
         self._unmade.pop(session, None)
         try:
-            self._configure(session, config)
+            self._configure(session, config, owner)
         except Exception as error:  # the device has been told that its session is open, so its next step says more
             log.error("a session could not be made: %s", type(error).__name__)
             self.drop(session)
             self._unmade[session] = config, owner
 
-    def _configure(self, session: int, config: Configure) -> None:
+    def _configure(self, session: int, config: Configure, owner: Owner) -> None:
         slot = self._slots.get(session)
         back = config.plan.back
         if slot is not None and (slot.cache.layers != back or slot.cache.capacity < config.context):
@@ -104,9 +113,12 @@ class Engine:
         sampler = Sampler(config.sampling, config.generated if config.sampling.needs_history else ())
         deadline_s = self._clock.now_s() + config.deadline_ms / 1000 if config.deadline_ms else math.inf
         if slot is None:
-            self._slots[session] = _Slot(config, self._runner.new_cache(back, config.context), sampler, deadline_s)
+            cache = self._runner.new_cache(back, config.context)
+            self._slots[session] = Slot(
+                session, config, owner, cache, sampler, deadline_s, born=next(self._order), used_s=self._clock.now_s()
+            )
         else:
-            slot.config, slot.sampler, slot.deadline_s = config, sampler, deadline_s
+            slot.config, slot.owner, slot.sampler, slot.deadline_s = config, owner, sampler, deadline_s
             self.cut(session, config.keep)
 
     def submit(self, session: int, step: Step) -> None:
@@ -118,8 +130,8 @@ class Engine:
         elif slot is None or slot.run is not None or step.base != slot.cache.length:
             self._emit(session, Failure(step.seq, ErrorCode.INTERNAL, "the session cannot take this step now"))
         else:
-            slot.run = _Run(step, self._clock.now_s())
-            self._schedule(session, slot)
+            slot.run = Run(step, self._clock.now_s())
+            self._offer(slot, slot.run)
 
     def abort(self, session: int, seq: int) -> None:
         slot = self._slots.get(session)
@@ -130,16 +142,17 @@ class Engine:
         slot = self._slots.get(session)
         if slot is not None:
             slot.cache.truncate(min(length, slot.cache.length))
-            self._ledger.shrink(session, layers=len(slot.cache.layers), positions=slot.cache.committed)
+            self._pages.shrink(session, positions=slot.cache.committed)
 
     def drop(self, session: int) -> None:
         """Free everything a session holds."""
-        self._scheduler.remove(session)
+        self._carousel.remove(session)
         self._unmade.pop(session, None)
+        self._residency.forget(session)
         slot = self._slots.pop(session, None)
         if slot is not None:
             slot.cache.close()
-        self._ledger.release(session)
+        self._pages.release(session)
 
     def close(self) -> None:
         """Free everything of every session."""
@@ -147,114 +160,188 @@ class Engine:
             self.drop(session)
 
     def turn(self) -> bool:
-        """One batch: schedule, run, emit. False when there was nothing to do."""
-        batch = self._scheduler.next_batch()
-        if batch is None:
-            self._scheduler.check_integrity()
-            self._ledger.check_integrity()
+        """One batch. False when there was nothing to do."""
+        now_s = self._clock.now_s()
+        for slot in self._residency.unpark():
+            self._retry(slot, now_s)
+        for work in self._carousel.expire(now_s):
+            self._expire(self._slots[work.session], now_s)
+        segment = self._carousel.next_segment(now_s)
+        if segment is None:
+            self._meter.fell_idle()
+            self.check_integrity()
             return False
-        outcomes = [(work.session, self._run(work)) for work in batch.works]
-        self._scheduler.finished(batch)
-        for session, outcome in outcomes:
-            self._settle(session, outcome)
+        riding = self._board(segment, now_s)
+        if riding:
+            self._ride(riding, segment.layers)
+        alighted = [self._slots[work.session] for work in self._carousel.finished(segment)]
+        if alighted:
+            self._alight(alighted)
+        self._meter.count(segment, self._carousel, now_s, self._clock.now_s())
         return True
 
-    def _run(self, work: Work) -> Output | Failure | None:
-        """Compute one work; None when more parts of its step follow. Whatever goes wrong concerns its session only."""
-        slot = self._slots[work.session]
+    def check_integrity(self) -> None:
+        """Raise InternalError where tables disagree; cheap enough for every time the engine falls idle."""
+        self._carousel.check_integrity()
+        self._pages.check_integrity()
+
+    def _offer(self, slot: Slot, run: Run) -> None:
+        """Hand the next part of the session's step, or its next token, to the scheduler."""
+        begun = run.done > 0
+        run.offered_s = self._clock.now_s()
+        self._carousel.add(
+            Work(
+                session=slot.key,
+                seq=run.step.seq,
+                layers=slot.cache.layers,
+                base=slot.cache.length,
+                rows=run.next_rows,
+                decode=run.decode,
+                tenant=slot.owner.tenant,
+                weight=slot.owner.weight,
+                criticality=slot.config.criticality,
+                # What was begun is finished; only what nobody has begun may be too old.
+                deadline_s=slot.deadline_s if begun else min(slot.deadline_s, run.offered_s + self._max_wait_s),
+            ),
+            run.offered_s,
+        )
+
+    def _board(self, segment: Segment, now_s: float) -> list[Aboard]:
+        """Those who ride the segment. Prepares the rows of those who board, and sends away whoever cannot."""
+        slots = [(self._slots[work.session], work) for work in segment.riders]
+        boarding = [(slot, work) for slot, work in slots if slot.run is not None and not slot.run.part]
+        for slot, work in boarding:
+            if slot.run is not None:  # it may have had to make room for an earlier one
+                self._prepare(slot, slot.run, work, now_s)
+        with_ids = [
+            (slot, slot.run)
+            for slot, _ in boarding
+            if slot.run is not None and slot.run.part and slot.run.step.rows_kind is RowsKind.IDS
+        ]
+        for slot, error in batching.embed(self._runner, with_ids):
+            self._fail(slot, error)
+        return [(slot, slot.run) for slot, _ in slots if slot.run is not None and slot.run.part]
+
+    def _prepare(self, slot: Slot, run: Run, work: Work, now_s: float) -> None:
+        if not self._hold(slot, run, work.base + work.rows, now_s):
+            return
+        try:
+            if run.generated:
+                rows: NDArray[Any] = slot.next_ids
+            else:
+                if run.inputs is None:
+                    run.inputs = decoded(run.step, slot.config.plan.codec, self._runner.shape)
+                rows = run.inputs[run.done : run.done + work.rows]
+            run.rows = rows if run.step.rows_kind is RowsKind.IDS else self._runner.board(rows)
+        except Exception as error:
+            self._fail(slot, error)
+            return
+        run.part, run.base = work.rows, work.base
+        run.queue_s += now_s - run.offered_s
+
+    def _hold(self, slot: Slot, run: Run, positions: int, now_s: float) -> bool:
+        """Pages for so many positions. Where there are none the step waits for them, or fails."""
+        room = self._residency.hold(slot, positions, now_s)
+        if room is Room.NEVER:
+            self._settle(slot, Failure(run.step.seq, ErrorCode.OVERLOADED, "no memory for keys and values"))
+        return room is Room.HELD
+
+    def _retry(self, slot: Slot, now_s: float) -> None:
+        """A step that waited for memory goes back to the scheduler if there is some now."""
+        run = slot.run
+        if run is None:  # it had to make room for one before it
+            return
+        if now_s > slot.deadline_s:
+            self._expire(slot, now_s)
+        elif self._hold(slot, run, slot.cache.length + run.next_rows, now_s):
+            waited_since_s = run.offered_s
+            self._offer(slot, run)
+            run.offered_s = waited_since_s
+
+    def _ride(self, riding: Sequence[Aboard], layers: LayerRange) -> None:
+        started_s = self._clock.now_s()
+        for slot, error in batching.ride(self._runner, riding, layers):
+            self._fail(slot, error)
+        took_s = self._clock.now_s() - started_s
+        for _, run in riding:
+            run.compute_s += took_s
+
+    def _alight(self, slots: Sequence[Slot]) -> None:
+        """Those whose last layer has run get their answers, or go on with their next part."""
+        sampling: list[Aboard] = []
+        for slot in slots:
+            run = slot.run
+            if run is None:
+                continue
+            run.done += 0 if run.generated else run.part
+            run.part = 0
+            if run.step.reply is Reply.ALL_HIDDEN:
+                run.outputs.append(self._runner.alight(run.rows))
+            if run.done < run.step.rows:
+                self._offer(slot, run)
+            elif run.step.reply is Reply.TOKEN:
+                sampling.append((slot, run))
+            else:
+                self._answer(slot, run)
+        if sampling:
+            self._sample(sampling)
+
+    def _answer(self, slot: Slot, run: Run) -> None:
+        step, payload, count = run.step, b"", 0
+        try:
+            if step.reply is not Reply.ACK:
+                last = step.reply is Reply.LAST_HIDDEN
+                rows = self._runner.alight(run.rows[-1:]) if last else np.concatenate(run.outputs)
+                count = len(rows)
+                payload = codec.encode(rows, slot.config.plan.codec, base=slot.cache.length - count)
+        except Exception as error:
+            self._fail(slot, error)
+            return
+        self._settle(slot, Output(step.seq, count, payload, True, *run.times_us()))
+
+    def _sample(self, alighted: Sequence[Aboard]) -> None:
+        """One pass of the head for all; then each its own token."""
+        started_s = self._clock.now_s()
+        logits = batching.head(self._runner, alighted)
+        took_s = self._clock.now_s() - started_s
+        for (slot, run), (_, row) in zip(alighted, logits, strict=True):
+            run.compute_s += took_s
+            try:
+                if isinstance(row, Exception):
+                    raise row
+                token = slot.sampler.pick(row, slot.cache.length)
+                slot.sampler.commit(token)
+            except Exception as error:
+                self._fail(slot, error)
+                continue
+            slot.next_ids = np.array([token], np.int64)
+            run.generated += 1
+            last = run.aborted or token in slot.config.stop_ids or run.generated >= run.step.generate
+            self._settle(slot, Output(run.step.seq, 1, struct.pack("<I", token), last, *run.times_us()))
+
+    def _expire(self, slot: Slot, now_s: float) -> None:
+        if slot.run is not None:
+            late = now_s > slot.deadline_s
+            code = ErrorCode.DEADLINE if late else ErrorCode.OVERLOADED
+            text = "the deadline passed before the step ran" if late else "the step waited too long for its turn"
+            self._settle(slot, Failure(slot.run.step.seq, code, text, 0.0 if late else self._max_wait_s))
+
+    def _fail(self, slot: Slot, error: Exception) -> None:
+        if slot.run is not None:
+            self._settle(slot, Failure.of(error, slot.run.step.seq))
+
+    def _settle(self, slot: Slot, outcome: Output | Failure) -> None:
+        """Tell the outcome; after a token that is not the last, go on with the next one."""
         run = slot.run
         if run is None:
-            return Failure(work.seq, ErrorCode.INTERNAL, "no step to run")
-        started_s = self._clock.now_s()
-        if run.queue_us < 0:
-            run.queue_us = int(1e6 * (started_s - run.submitted_s))
-        if started_s > slot.deadline_s:
-            return Failure(work.seq, ErrorCode.DEADLINE, "the deadline passed before the step ran")
-        size = {"layers": len(slot.cache.layers), "positions": slot.cache.committed_for(work.base + work.rows)}
-        if not self._ledger.grow(work.session, **size):
-            return Failure(work.seq, ErrorCode.OVERLOADED, "no memory for keys and values")
-        try:
-            hidden = self._runner.forward(self._input(slot, run, work.rows), slot.cache, work.layers)
-            run.done += 0 if run.generated else work.rows
-            answer = self._answer(slot, run, hidden)
-        except BadTensor as error:
-            return Failure(work.seq, ErrorCode.BAD_TENSOR, error.what)
-        except InputError as error:
-            return Failure(work.seq, ErrorCode.BAD_REQUEST, error.what)
-        except Exception as error:  # the engine must outlive any one step; content never reaches the log
-            log.error("step failed: %s", type(error).__name__)
-            return Failure(work.seq, ErrorCode.INTERNAL, "the step failed in the cloud")
-        run.compute_us += int(1e6 * (self._clock.now_s() - started_s))
-        if answer is None:
-            return None
-        rows, payload, token = answer
-        last = True
-        if token is not None:
-            run.generated += 1
-            stop = token in slot.config.stop_ids
-            last = run.aborted or stop or run.generated >= run.step.generate
-        # Times are told once: a device adds up the parts of a reply.
-        queue_us, run.queue_us, compute_us, run.compute_us = run.queue_us, 0, run.compute_us, 0
-        return Output(work.seq, rows, payload, last, queue_us, compute_us)
-
-    def _input(self, slot: _Slot, run: _Run, rows: int) -> Hidden:
-        """The next ``rows`` rows of the step, or the row of the token generated last."""
-        if run.generated:
-            return self._runner.embed(slot.next_ids)
-        if run.inputs is None:
-            run.inputs = self._decoded(run.step, slot.config.plan.codec)
-        part = run.inputs[run.done : run.done + rows]
-        return self._runner.embed(part) if run.step.rows_kind is Rows.IDS else part
-
-    def _decoded(self, step: Step, coded: Codec) -> NDArray[Any]:
-        if step.rows_kind is Rows.HIDDEN:
-            return codec.decode(step.payload, coded, rows=step.rows, hidden=self._runner.shape.hidden, base=step.base)
-        ids: NDArray[np.int64] = np.frombuffer(step.payload, "<u4").astype(np.int64)
-        if int(ids.max()) >= self._runner.shape.vocab:
-            raise BadTensor("a token id is outside the vocabulary")
-        return ids
-
-    def _answer(self, slot: _Slot, run: _Run, hidden: Hidden) -> tuple[int, bytes, int | None] | None:
-        """Rows, payload and (when one was sampled) the token of the output; None before the step's last part."""
-        step = run.step
-        if step.reply is Reply.ALL_HIDDEN:
-            run.outputs.append(hidden)
-        if run.done < step.rows:
-            return None
-        if step.reply is Reply.ACK:
-            return 0, b"", None
-        position = slot.cache.length
-        if step.reply is Reply.TOKEN:
-            logits = self._runner.logits(hidden[-1:])
-            token = slot.sampler.pick(logits[0], position)
-            slot.sampler.commit(token)
-            slot.next_ids = np.array([token], np.int64)
-            return 1, struct.pack("<I", token), token
-        rows = np.concatenate(run.outputs) if step.reply is Reply.ALL_HIDDEN else hidden[-1:]
-        return len(rows), codec.encode(rows, slot.config.plan.codec, base=position - len(rows)), None
-
-    def _settle(self, session: int, outcome: Output | Failure | None) -> None:
-        slot = self._slots.get(session)
-        if slot is None or slot.run is None:
             return
-        if outcome is None or (isinstance(outcome, Output) and not outcome.last):
-            self._schedule(session, slot)
+        if isinstance(outcome, Output) and not outcome.last:
+            self._offer(slot, run)
         else:
-            slot.run = None
-        if outcome is not None:
-            self._emit(session, outcome)
-
-    def _schedule(self, session: int, slot: _Slot) -> None:
-        """Queue the next part of the session's step, or its next token."""
-        run = slot.run
-        if run is not None:
-            left = run.step.rows - run.done
-            self._scheduler.add(
-                Work(
-                    session=session,
-                    seq=run.step.seq,
-                    layers=slot.cache.layers,
-                    base=slot.cache.length,
-                    rows=min(MAX_WORK_ROWS, left) if left else 1,
-                )
-            )
+            slot.run, slot.used_s = None, self._clock.now_s()
+            self._residency.forget(slot.key)
+            if isinstance(outcome, Failure):
+                self._carousel.remove(slot.key)
+                slot.cache.truncate(min(run.step.base, slot.cache.length))
+                self._pages.shrink(slot.key, positions=slot.cache.committed)
+        self._emit(slot.key, outcome)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from splitglm_core.errors import BadTensor, InputError
 from splitglm_wire.actions import Output
 from splitglm_wire.frames import ErrorCode
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,16 @@ class Failure:
     code: ErrorCode
     text: str
     retry_after_s: float = 0.0
+
+    @classmethod
+    def of(cls, error: Exception, seq: int) -> Failure:
+        """What a device is told of ``error``: texts of ours, never content."""
+        if isinstance(error, BadTensor):
+            return cls(seq, ErrorCode.BAD_TENSOR, error.what)
+        if isinstance(error, InputError):
+            return cls(seq, ErrorCode.BAD_REQUEST, error.what)
+        log.error("step failed: %s", type(error).__name__)
+        return cls(seq, ErrorCode.INTERNAL, "the step failed in the cloud")
 
 
 @dataclass(frozen=True, slots=True)

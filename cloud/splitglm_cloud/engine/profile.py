@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+from splitglm_cloud.engine.alone import Alone
+from splitglm_cloud.engine.kv_pages import KvPages
 from splitglm_cloud.engine.runner import Runner
 from splitglm_core.plan import Codec
 from splitglm_core.ranges import LayerRange
@@ -13,10 +15,15 @@ from splitglm_partitioner.profiles import CloudProfile
 
 
 def measure_cloud(
-    runner: Runner, layers: LayerRange, *, embedding: bool, head: bool, codecs: tuple[Codec, ...]
+    runner: Runner, pages: KvPages, layers: LayerRange, *, embedding: bool, head: bool, codecs: tuple[Codec, ...]
 ) -> CloudProfile:
-    """Time the served layers on this machine; takes about a second for a small model on a CPU."""
-    seconds = measure(runner, layers, shape=runner.shape, embedding=embedding, head=head, now_s=time.perf_counter)
+    """Time the served layers on this machine; takes about a second for a small model on a CPU.
+
+    Args:
+        pages: of the pool that the runner has reserved; nobody else uses it meanwhile.
+    """
+    alone = Alone(runner, pages)
+    seconds = measure(alone, layers, shape=runner.shape, embedding=embedding, head=head, now_s=time.perf_counter)
     times = LayerTimes(
         decode_s=(seconds.decode_s,) * len(layers),
         decode_context_tokens=seconds.decode_context_tokens,

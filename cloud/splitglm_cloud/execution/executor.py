@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from splitglm_cloud.engine.events import Owner
+from splitglm_cloud.engine.stats import EngineStats
 from splitglm_wire.cloud import Configure
 from splitglm_wire.frames import Step
 
@@ -12,7 +13,8 @@ from splitglm_wire.frames import Step
 class Executor(Protocol):
     """Runs sessions' steps somewhere. Every method returns at once; none of them raises for a session's fault.
 
-    Events come back through the ``emit`` that an implementation was made with, on a thread of its own.
+    Events come back through the ``emit`` that an implementation was made with, on a thread of its own. Through
+    ``on_lost`` come the sessions of an engine that broke: what they held is gone, and what they ran gets no answer.
     """
 
     def start(self) -> None: ...
@@ -30,9 +32,9 @@ class Executor(Protocol):
 
     def drop(self, session: int) -> None: ...
 
-    def kv_bytes(self, session: int) -> int:
-        """Memory that dropping the session would give back, as of the last batch."""
+    def stats(self) -> EngineStats:
+        """What the engines said of themselves last, at most some tens of milliseconds ago; never blocks."""
 
     @property
-    def waiting(self) -> int:
-        """Steps that wait for their batch."""
+    def ready(self) -> bool:
+        """Whether steps are computed now; False while every worker is starting or being replaced."""

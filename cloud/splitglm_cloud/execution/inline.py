@@ -8,36 +8,48 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from splitglm_cloud.engine.engine import Engine
 from splitglm_cloud.engine.events import Emit, Owner
+from splitglm_cloud.engine.stats import EngineStats
 from splitglm_wire.cloud import Configure
 from splitglm_wire.frames import Step
 
 log = logging.getLogger(__name__)
+
+STATS_PERIOD_S: Final = 0.05
+PARKED_PERIOD_S: Final = 0.1
+"""How often steps that wait for memory are tried again while nothing else happens."""
 
 
 class InlineExecutor:
     """The engine in one thread of this process.
 
     Args:
-        build: makes the engine, given the function that receives its outputs; called in the caller's thread.
-        emit: receives (session, output) on the executor's thread.
+        build: makes an engine, given the function that receives its events; called again if an engine breaks.
+        emit: receives (session, event) on the executor's thread.
+        on_lost: receives the sessions of a broken engine; nothing of what they held is left.
     """
 
-    def __init__(self, build: Callable[[Emit], Engine], emit: Emit) -> None:
+    def __init__(self, build: Callable[[Emit], Engine], emit: Emit, on_lost: Callable[[Sequence[int]], None]) -> None:
+        self._build = build
+        self._emit = emit
+        self._on_lost = on_lost
         self._engine = build(emit)
-        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._stats = self._engine.stats()
+        self._stats_s = 0.0
+        self._commands: queue.SimpleQueue[Callable[[Engine], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._loop, name="splitglm-engine", daemon=True)
 
     @property
-    def waiting(self) -> int:
-        return self._engine.waiting
+    def ready(self) -> bool:
+        return self._thread.is_alive()
 
-    @property
-    def sessions(self) -> int:
-        return self._engine.sessions
+    def stats(self) -> EngineStats:
+        return self._stats
 
     def start(self) -> None:
         self._thread.start()
@@ -49,44 +61,59 @@ class InlineExecutor:
         return not self._thread.is_alive()
 
     def configure(self, session: int, config: Configure, owner: Owner) -> None:
-        self._commands.put(lambda: self._engine.configure(session, config, owner))
+        self._commands.put(lambda engine: engine.configure(session, config, owner))
 
     def submit(self, session: int, step: Step) -> None:
-        self._commands.put(lambda: self._engine.submit(session, step))
+        self._commands.put(lambda engine: engine.submit(session, step))
 
     def abort(self, session: int, seq: int) -> None:
-        self._commands.put(lambda: self._engine.abort(session, seq))
+        self._commands.put(lambda engine: engine.abort(session, seq))
 
     def cut(self, session: int, length: int) -> None:
-        self._commands.put(lambda: self._engine.cut(session, length))
+        self._commands.put(lambda engine: engine.cut(session, length))
 
     def drop(self, session: int) -> None:
-        self._commands.put(lambda: self._engine.drop(session))
-
-    def kv_bytes(self, session: int) -> int:
-        return self._engine.kv_bytes(session)
+        self._commands.put(lambda engine: engine.drop(session))
 
     def _loop(self) -> None:
         busy = False
         while True:
             try:
                 # Between batches take what is there; with nothing to do, sleep until a command comes.
-                command = self._commands.get(block=not busy)
+                timeout_s = PARKED_PERIOD_S if self._engine.parked else None
+                command = self._commands.get(block=not busy, timeout=None if busy else timeout_s)
             except queue.Empty:
                 busy = self._turn()
                 continue
             if command is None:
                 self._engine.close()
+                self._stats = self._engine.stats()
                 return
             try:
-                command()
+                command(self._engine)
             except Exception:
                 log.exception("an engine command failed")
+                self._replace()
             busy = True
 
     def _turn(self) -> bool:
         try:
-            return self._engine.turn()
+            more = self._engine.turn()
+            now_s = time.monotonic()
+            if not more or now_s - self._stats_s >= STATS_PERIOD_S:
+                self._stats, self._stats_s = self._engine.stats(), now_s
+            return more
         except Exception:
             log.exception("the engine's loop failed")
-            return False
+            self._replace()
+            return True
+
+    def _replace(self) -> None:
+        """What a broken engine's tables say is not to be trusted: begin anew, its sessions are rebuilt."""
+        lost = self._engine.session_keys()
+        try:
+            self._engine.close()
+        except Exception:
+            log.exception("a broken engine could not be closed")
+        self._engine = self._build(self._emit)
+        self._on_lost(lost)
