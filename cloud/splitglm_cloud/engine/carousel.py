@@ -93,9 +93,9 @@ class Carousel:
 
     def expire(self, now_s: float) -> tuple[Work, ...]:
         """Remove and return the waiting works whose deadline has passed, oldest first."""
-        if now_s < self._soonest_deadline_s:
+        if now_s <= self._soonest_deadline_s:
             return ()
-        late = tuple(entry.work for entry in self._waiting.values() if entry.work.deadline_s <= now_s)
+        late = tuple(entry.work for entry in self._waiting.values() if entry.work.deadline_s < now_s)
         for work in late:
             self.remove(work.session)
         self._soonest_deadline_s = min((entry.work.deadline_s for entry in self._waiting.values()), default=math.inf)
@@ -234,42 +234,44 @@ class Carousel:
                 self._ride(entry, entry.work.rows)
             return
         room = self._room()
+        closed: set[tuple[Domain, str]] = set()  # whoever comes after one of its own that finds no room waits too
         placed = [entry for entry in here.values() if entry.work.session in self._places.rows]
         for entry in placed:
-            session, work = entry.work.session, entry.work
-            rows = self._places.rows[session]
-            if not entry.whole:  # decode may have arrived since, which leaves less for prefill
-                free = room.free(work.layers, whole=False)
-                rows = part(entry, rows, free, self._limits.min_prefill_rows)
-                rows = max(rows, self._places.assured.get(session, 0))
-            if rows:
-                room.take(work.layers, rows, whole=entry.whole)
-                self._ride(entry, rows)
+            rows = self._places.rows[entry.work.session]
+            if not entry.whole:  # decode may have arrived since the plan, which leaves less for prefill
+                rows = self._part(entry, rows, room, closed)
+                rows = max(rows, self._places.assured.get(entry.work.session, 0))
+            self._ride(entry, rows, room)
         if not here:
             return
         for session, rows in self._places.rows.items():
             entry = self._waiting[session]
             if entry.work.layers.start > self._position:
                 room.take(entry.work.layers, rows, whole=entry.whole)
-        closed = set()
         for entry in sorted(here.values(), key=self._rank):
-            work = entry.work
-            group = (entry.domain, work.tenant)
-            rows = part(entry, work.rows, room.free(work.layers, whole=entry.whole), self._limits.min_prefill_rows)
-            if rows and group not in closed:
-                room.take(work.layers, rows, whole=entry.whole)
-                self._ride(entry, rows)
-            else:
-                closed.add(group)
+            self._ride(entry, self._part(entry, entry.work.rows, room, closed), room)
+
+    def _part(self, entry: Waiting, wanted: int, room: Room, closed: set[tuple[Domain, str]]) -> int:
+        """Rows of ``entry`` for which there is room; none once an older one of its tenant, class and kind found none."""
+        group = entry.domain, entry.work.tenant
+        free = 0 if group in closed else room.free(entry.work.layers, whole=entry.whole)
+        rows = part(entry, wanted, free, self._limits.min_prefill_rows)
+        if not rows:
+            closed.add(group)
+        return rows
 
     def _rank(self, entry: Waiting) -> tuple[bool, Criticality, float, int]:
         """Order of boarding outside the plan: decode, then by class, tenant and arrival."""
         service = self._services.get(entry.domain)
         return not entry.whole, entry.work.criticality, service.of(entry.work.tenant) if service else 0.0, entry.order
 
-    def _ride(self, entry: Waiting, rows: int) -> None:
+    def _ride(self, entry: Waiting, rows: int, room: Room | None = None) -> None:
+        if not rows:
+            return
         work = entry.work
         self._leave_queue(work.session)
+        if room is not None:
+            room.take(work.layers, rows, whole=entry.whole)
         if entry.domain in self._places.contended:
             self._services[entry.domain].charge(work.tenant, entry.cost(rows))
         self._riders[work.session] = (work if rows == work.rows else replace(work, rows=rows)), entry.whole
