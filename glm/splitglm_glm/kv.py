@@ -73,6 +73,20 @@ class LengthBinding:
         self.by_layer: dict[int, ort.IOBinding] = {}
 
 
+class BoundAttention:
+    """Attention of one layer bound to one cache: everything but where the rows come from and go to.
+
+    Attributes:
+        rows: the bound rows, compared by identity, so that a batch of the same sessions binds nothing anew.
+    """
+
+    __slots__ = ("binding", "rows")
+
+    def __init__(self, binding: ort.IOBinding) -> None:
+        self.binding = binding
+        self.rows: tuple[ort.OrtValue, ort.OrtValue] | None = None
+
+
 class KvCache:
     """Keys and values of one request for a range of layers, float32 ``[1, kv_heads, capacity, head_dim]`` each.
 
@@ -98,6 +112,7 @@ class KvCache:
         self._positions = (value(self._last_position), value(self._total_length))
         self._bindings: dict[int, LengthBinding] = {}
         self._scratch_grown = False
+        self.attention: dict[int, BoundAttention] = {}  # by layer, made and used by splitglm_glm.batch
 
     @property
     def length(self) -> int:
@@ -126,6 +141,13 @@ class KvCache:
         """What ``committed`` becomes when ``positions`` positions are held."""
         return max(self.committed, positions)
 
+    def extend(self, pages: Sequence[Sequence[int]]) -> None:
+        """Page ids granted by an accountant of memory change nothing here.
+
+        A layer's positions are one range of addresses, and the system puts pages behind it at first touch (the idea of
+        vAttention, Prabhu et al. 2024): virtual memory is the block table.
+        """
+
     def truncate(self, length: int) -> None:
         """Forget positions from ``length`` on; layers that hold fewer are left alone. Nothing is copied.
 
@@ -147,6 +169,7 @@ class KvCache:
     def close(self) -> None:
         """Give the memory back; the cache must not be used afterwards."""
         self._bindings.clear()
+        self.attention.clear()
         self._values.clear()
         self._buffers.clear()
         self._lengths, self._written = [], []
@@ -161,22 +184,13 @@ class KvCache:
             PromptTooLong: the positions exceed the capacity; the cache is unchanged.
         """
         n = hidden.shape[0]
-        start = self.length_of(layers)
-        if start + n > self.capacity:
-            raise PromptTooLong(
-                f"{start + n} positions do not fit a cache of {self.capacity}",
-                "shorten the prompt or ask for fewer tokens",
-            )
+        stop = self.begin(layers, n)
         if n == 0 or len(layers) == 0:
             return hidden.copy()
         binding = self._binding(n)
         binding.buffers[layers.start % 2][0] = hidden
-        self._last_position[0] = start + n - 1
-        self._total_length[...] = start + n
         release = self._scratch_grown and n == 1
         for layer in layers:
-            at = layer - self.layers.start
-            self._written[at] = max(self._written[at], start + n)  # also when the pass fails half-way
             session = session_of(layer)
             bound = binding.by_layer.get(layer)
             if bound is None:
@@ -185,10 +199,50 @@ class KvCache:
         if release:
             trim_heap()
         self._scratch_grown = n >= _SCRATCH_POSITIONS or (self._scratch_grown and not release)
-        for layer in layers:
-            self._lengths[layer - self.layers.start] = start + n
+        self.finish(layers, stop)
         result: NDArray[np.float32] = binding.buffers[layers.stop % 2][0].copy()
         return result
+
+    def begin(self, layers: LayerRange, n: int) -> int:
+        """Prepare a pass of ``n`` positions through ``layers``; returns what they hold once it is finished.
+
+        Raises:
+            PromptTooLong: the positions exceed the capacity; the cache is unchanged.
+        """
+        stop = self.length_of(layers) + n
+        if stop > self.capacity:
+            raise PromptTooLong(
+                f"{stop} positions do not fit a cache of {self.capacity}", "shorten the prompt or ask for fewer tokens"
+            )
+        self._last_position[0] = stop - 1
+        self._total_length[...] = stop
+        for layer in layers:
+            at = layer - self.layers.start
+            self._written[at] = max(self._written[at], stop)  # also when the pass fails half-way
+        return stop
+
+    def finish(self, layers: LayerRange, stop: int) -> None:
+        """The pass went through all of ``layers``: they hold ``stop`` positions now."""
+        for layer in layers:
+            self._lengths[layer - self.layers.start] = stop
+
+    def bind_attention(self, session: ort.InferenceSession, layer: int) -> ort.IOBinding:
+        """A binding of ``session`` to this cache's keys, values, positions and rotary table of ``layer``."""
+        key, value = self._values[layer - self.layers.start]
+        bound = session.io_binding()
+        inputs = {
+            "past_key": key,
+            "past_value": value,
+            "last_position": self._positions[0],
+            "total_length": self._positions[1],
+            "cos": self._rotary.cos,
+            "sin": self._rotary.sin,
+        }
+        for name, bound_value in inputs.items():
+            bound.bind_ortvalue_input(name, bound_value)
+        bound.bind_ortvalue_output("present_key", key)
+        bound.bind_ortvalue_output("present_value", value)
+        return bound
 
     def _binding(self, n: int) -> LengthBinding:
         found = self._bindings.pop(n, None) or LengthBinding(n, self._hidden)
@@ -201,20 +255,7 @@ class KvCache:
         return found
 
     def _bind(self, session: ort.InferenceSession, layer: int, binding: LengthBinding) -> ort.IOBinding:
-        key, value = self._values[layer - self.layers.start]
-        bound = session.io_binding()
-        inputs: Sequence[tuple[str, ort.OrtValue]] = (
-            ("hidden_in", binding.values[layer % 2]),
-            ("past_key", key),
-            ("past_value", value),
-            ("last_position", self._positions[0]),
-            ("total_length", self._positions[1]),
-            ("cos", self._rotary.cos),
-            ("sin", self._rotary.sin),
-        )
-        for name, bound_value in inputs:
-            bound.bind_ortvalue_input(name, bound_value)
+        bound = self.bind_attention(session, layer)
+        bound.bind_ortvalue_input("hidden_in", binding.values[layer % 2])
         bound.bind_ortvalue_output("hidden_out", binding.values[(layer + 1) % 2])
-        bound.bind_ortvalue_output("present_key", key)
-        bound.bind_ortvalue_output("present_value", value)
         return bound

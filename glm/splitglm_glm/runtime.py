@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import functools
 import os
 import sys
@@ -84,16 +85,22 @@ class SessionFactory:
         wanted = dict.fromkeys((*self.options.providers, CPU))
         return tuple(name for name in wanted if name in installed and name not in self.rejected)
 
-    def open(self, path: Path) -> ort.InferenceSession:
+    def open(self, path: Path, graph: bytes | None = None, *, threads: int | None = None) -> ort.InferenceSession:
         """A session over the graph at ``path``.
+
+        Args:
+            path: the graph file; its external data lies beside it.
+            graph: serialised graph to open instead of the file's own content.
+            threads: other than the options say; ignored where one pool serves the whole process.
 
         Raises:
             ModelInvalid: the CPU cannot open the graph either.
         """
+        options = self.options if threads is None else dataclasses.replace(self.options, threads=threads)
         with self._lock:
             for provider in self.candidates():
                 try:
-                    session = self._open_with(path, provider)
+                    session = self._open_with(path, graph, options, provider)
                 except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
                     if provider == CPU:
                         raise ModelInvalid(
@@ -107,9 +114,14 @@ class SessionFactory:
                 self.rejected[provider] = "ONNX Runtime fell back to another provider on its own"
         raise DeviceError("this build of ONNX Runtime has no CPU provider", "reinstall onnxruntime")
 
-    def _open_with(self, path: Path, provider: str) -> ort.InferenceSession:
+    @staticmethod
+    def _open_with(path: Path, graph: bytes | None, options: RuntimeOptions, provider: str) -> ort.InferenceSession:
         names = [provider] if provider == CPU else [provider, CPU]
-        return ort.InferenceSession(str(path), session_options(self.options), providers=names)
+        settings = session_options(options)
+        if graph is None:
+            return ort.InferenceSession(str(path), settings, providers=names)
+        settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+        return ort.InferenceSession(graph, settings, providers=names)
 
 
 def session_options(options: RuntimeOptions) -> ort.SessionOptions:

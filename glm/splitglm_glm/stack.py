@@ -43,7 +43,7 @@ class LayerStack:
         self.options = options or RuntimeOptions()
         self._graphs = graphs
         self._manifest = GraphsManifest.open(graphs, checkpoint.fingerprint, precision)
-        self._factory = SessionFactory(self.options)
+        self.factory = SessionFactory(self.options)
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._load_lock = threading.Lock()
         self._rotary: RotaryTable | None = None
@@ -52,12 +52,12 @@ class LayerStack:
     def providers(self) -> tuple[str, ...]:
         """Execution providers in use, or those to be tried when nothing is loaded yet."""
         used = {session.get_providers()[0] for session in self._sessions.values()}
-        return tuple(sorted(used)) if used else self._factory.candidates()
+        return tuple(sorted(used)) if used else self.factory.candidates()
 
     @property
     def rejected_providers(self) -> dict[str, str]:
         """Providers that could not be used and why."""
-        return dict(self._factory.rejected)
+        return dict(self.factory.rejected)
 
     def preload(self, layers: LayerRange, *, embedding: bool, head: bool) -> None:
         """Load these parts now instead of at the first request.
@@ -73,6 +73,14 @@ class LayerStack:
         with self._load_lock:
             for part in self._parts(layers, embedding=embedding, head=head):
                 self._sessions.pop(part, None)
+
+    def graph_file(self, part: str) -> Path:
+        """The verified ``.onnx`` file of ``part``, for whoever opens sessions of another kind over it.
+
+        Raises:
+            ModelInvalid: the part or its data is missing, truncated or changed.
+        """
+        return self._manifest.require(self._graphs, part)
 
     def new_cache(self, layers: LayerRange, capacity: int) -> KvCache:
         """An empty cache for ``capacity`` positions of ``layers``; memory is committed as positions are used.
@@ -142,7 +150,7 @@ class LayerStack:
             return found
         with self._load_lock:
             if part not in self._sessions:
-                self._sessions[part] = self._factory.open(self._manifest.require(self._graphs, part))
+                self._sessions[part] = self.factory.open(self.graph_file(part))
             return self._sessions[part]
 
     def _rotary_for(self, capacity: int) -> RotaryTable:
