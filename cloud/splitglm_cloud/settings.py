@@ -152,13 +152,16 @@ class CloudSettings:
             known.check(getattr(self, known.name))
         if self.psk is not None and len(self.psk) != 32:
             raise InputError("a pairing key has 32 bytes", "make one with `splitglm keys pair`")
+        if self.psk is not None and self.tenants_file is not None:
+            raise InputError("a server has one pairing or tenants, not both", "leave out psk_file or tenants_file")
         if self.kv_admit_watermark > self.kv_high_watermark:
             raise InputError("kv_admit_watermark must not be above kv_high_watermark")
         if self.executor == "inline" and self.workers != 1:
             raise InputError("an inline executor has one engine", "use --executor process with --workers")
         if self.otlp_endpoint is not None and not _is_web_address(self.otlp_endpoint):
             raise InputError("otlp_endpoint is not an http(s) URL", "write for example http://127.0.0.1:4318")
-        if self.psk is None and not self.allow_anonymous and not is_loopback(split_address(self.listen)[0]):
+        open_to_all = self.psk is None and self.tenants_file is None and not self.allow_anonymous
+        if open_to_all and not is_loopback(split_address(self.listen)[0]):
             raise InputError(
                 f"refusing to serve {self.listen} to anybody who can reach it",
                 "pair devices with --psk-file, or say --allow-anonymous if the network is yours",

@@ -113,7 +113,6 @@ def test_the_only_methods_without_a_handshake_are_health(cloud: RunningCloud) ->
 def test_metrics_have_the_declared_names_and_no_content(model: Path, home: Path) -> None:
     with running_cloud(model, home, metrics_port=0) as cloud, open_agent(model, home, cloud) as agent:
         agent.generate("tourmaline-4711", max_tokens=5, fixed=SPLIT, privacy=Privacy.OPEN, ignore_eos=True).result()
-        cloud.until(lambda: cloud.server.metrics.kv_bytes._value.get() >= 0)
         url = f"http://127.0.0.1:{cloud.server.metrics_port}/metrics"
         text = urllib.request.urlopen(url, timeout=10).read().decode()
     names = [value for key, value in vars(telemetry).items() if key.isupper() and isinstance(value, str)]

@@ -408,7 +408,7 @@ def test_a_failed_step_is_told_and_its_session_goes_on() -> None:
     assert world.executor.names(1) == ["configure", "submit", "cut"]
     world.table.receive(stream, step_frame())
     assert world.executor.names(1)[-1] == "submit"
-    assert world.metric("steps_total", outcome="failed") == 1.0
+    assert world.metric("steps_total", outcome="failed", **{"class": "critical"}) == 1.0
 
 
 def test_pings_are_answered_with_the_size_asked_for() -> None:

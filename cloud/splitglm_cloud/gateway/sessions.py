@@ -8,14 +8,16 @@ a device can come back to its KV caches; one whose stream lives but asks nothing
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+import time
+from collections.abc import Callable, Sequence
 
 from splitglm_cloud.engine.events import Event, Failure, Owner
 from splitglm_cloud.execution.executor import Executor
+from splitglm_cloud.gateway.held import Held, Stream
 from splitglm_cloud.gateway.offer import refusal
-from splitglm_cloud.metrics import Metrics
+from splitglm_cloud.gateway.reply_watch import ReplyRecord, ReplyWatch
+from splitglm_cloud.metrics import Metrics, class_label
+from splitglm_cloud.status import SessionStatus
 from splitglm_core.shapes import ModelShape
 from splitglm_wire.cloud import Abort, Action, CloudSession, Configure, Cut, Drop, Output, Send, Submit
 from splitglm_wire.frames import (
@@ -37,24 +39,6 @@ from splitglm_wire.limits import MAX_SESSIONS_PER_STREAM
 from splitglm_wire.manifest import CloudManifest
 
 
-class Stream(Protocol):
-    """One device's connection, as the table sees it."""
-
-    def send(self, frame: Frame) -> None:
-        """Queue a frame; never blocks. A stream that cannot keep up closes itself."""
-
-
-@dataclass(slots=True, eq=False)
-class _Held:
-    key: int
-    session: CloudSession
-    stream: Stream | None
-    handle: int
-    idle_since_s: float = 0.0
-    asked: bool = True  # its device has sent something since the last sweep
-    queued_bytes: int = 0
-
-
 class SessionTable:
     """All sessions of a server.
 
@@ -63,6 +47,8 @@ class SessionTable:
         session_ttl_s: life of a session without a stream.
         attached_idle_s: life of a session that has a stream and no work.
         queue_budget_bytes: payloads of the steps of all sessions that run or wait.
+        on_reply: receives every finished reply, for traces.
+        clock: monotonic seconds.
     """
 
     def __init__(
@@ -76,6 +62,8 @@ class SessionTable:
         session_ttl_s: float,
         attached_idle_s: float,
         queue_budget_bytes: int,
+        on_reply: Callable[[ReplyRecord], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._manifest = manifest
         self._shape = shape
@@ -85,10 +73,12 @@ class SessionTable:
         self._ttl_s = session_ttl_s
         self._attached_idle_s = attached_idle_s
         self._queue_budget_bytes = queue_budget_bytes
+        self._on_reply = on_reply
+        self._clock = clock
         self._queued_bytes = 0
-        self._by_id: dict[bytes, _Held] = {}
-        self._by_key: dict[int, _Held] = {}
-        self._streams: dict[Stream, dict[int, _Held]] = {}  # by handle
+        self._by_id: dict[bytes, Held] = {}
+        self._by_key: dict[int, Held] = {}
+        self._streams: dict[Stream, dict[int, Held]] = {}  # by handle
         self._keys = itertools.count(1)
         self.draining = False
 
@@ -130,8 +120,10 @@ class SessionTable:
             return
         session = held.session
         held.asked = True
+        held.up_bytes += len(getattr(frame, "payload", b""))
         match frame:
             case Step() if self._queued_bytes + len(frame.payload) > self._queue_budget_bytes:
+                held.watch.refused(ErrorCode.OVERLOADED)
                 text = "too many steps of all devices are queued"
                 self._refuse(stream, frame, ErrorCode.OVERLOADED, text, step=frame, have=session.kv_length)
             case Step():
@@ -151,22 +143,25 @@ class SessionTable:
         if held is None:
             return
         if isinstance(outcome, Output):
-            self._metrics.stage.labels("queue").observe(outcome.queue_us * 1e-6)
-            self._metrics.stage.labels("back").observe(outcome.compute_us * 1e-6)
-            if outcome.last:
-                self._metrics.steps.labels("ok").inc()
+            held.watch.answered(outcome, self._clock())
             self._act(held, held.session.on_output(outcome))
         elif isinstance(outcome, Failure):
-            self._metrics.steps.labels("failed").inc()
+            held.watch.failed(outcome.code, self._clock())
             self._act(held, held.session.on_failure(outcome.seq, outcome.code, outcome.text))
 
     def sweep(self, now_s: float) -> None:
         """Forget sessions whose device did not come back, or asked nothing, in time."""
         for held in list(self._by_id.values()):
+            held.watch.swept(now_s)
             if held.stream is not None and (held.asked or held.session.busy):
                 held.asked, held.idle_since_s = False, now_s
             elif now_s - held.idle_since_s > (self._ttl_s if held.stream is None else self._attached_idle_s):
                 self._forget(held)
+
+    def status(self) -> tuple[SessionStatus, ...]:
+        """Every session, for ``splitglm ps``; nothing that gives a right to one."""
+        now_s = self._clock()
+        return tuple(held.status(self._shape, now_s) for held in self._by_key.values())
 
     def _open(self, stream: Stream, frame: Open) -> None:
         reason = refusal(frame, self._shape, self._manifest)
@@ -188,7 +183,9 @@ class SessionTable:
                 self._refuse(stream, frame, ErrorCode.OVERLOADED, "the cloud holds as many sessions as it may")
                 return
             session = CloudSession(session_id=frame.session_id, hidden=self._shape.hidden)
-            held = _Held(next(self._keys), session, stream, frame.handle)
+            key = next(self._keys)
+            watch = ReplyWatch(key, self._metrics, self._on_reply)
+            held = Held(key, session, stream, frame.handle, watch, self._clock())
             self._by_id[frame.session_id] = self._by_key[held.key] = held
             self._metrics.sessions.set(len(self._by_id))
         elif held.stream is not stream or held.handle != frame.handle:
@@ -198,9 +195,10 @@ class SessionTable:
             self._rebind(held, stream, frame.handle)
         held.asked = True
         handles[frame.handle] = held
+        self._metrics.opens.labels(class_label(frame.criticality), "ok").inc()
         self._act(held, held.session.on_open(frame))
 
-    def _rebind(self, held: _Held, stream: Stream, handle: int) -> None:
+    def _rebind(self, held: Held, stream: Stream, handle: int) -> None:
         """The device came back on another stream: the old one no longer hears of this session."""
         if held.stream is not None:
             self._streams[held.stream].pop(held.handle, None)
@@ -216,18 +214,20 @@ class SessionTable:
         self._forget(min(idle, key=lambda held: held.idle_since_s))
         return True
 
-    def _idle(self) -> list[_Held]:
+    def _idle(self) -> list[Held]:
         return [held for held in self._by_id.values() if held.stream is None and not held.session.busy]
 
-    def _act(self, held: _Held, actions: Sequence[Action]) -> None:
+    def _act(self, held: Held, actions: Sequence[Action]) -> None:
         self._count(held, held.session.held_bytes)
         for action in actions:
             match action:
                 case Send():
                     self._deliver(held, action.frame)
                 case Configure():
+                    held.watch.configured(action, self._clock())
                     self._executor.configure(held.key, action, Owner())
                 case Submit():
+                    held.watch.submitted(action.step, self._clock())
                     if action.step.rows > 1:
                         self._metrics.tokens.labels("prefill").inc(action.step.rows)
                     self._executor.submit(held.key, action.step)
@@ -237,26 +237,27 @@ class SessionTable:
                     self._executor.cut(held.key, action.length)
                 case Drop():
                     self._forget(held)
-        self._metrics.waiting.set(self._executor.waiting)
 
-    def _count(self, held: _Held, queued_bytes: int) -> None:
+    def _count(self, held: Held, queued_bytes: int) -> None:
         self._queued_bytes += queued_bytes - held.queued_bytes
         held.queued_bytes = queued_bytes
 
-    def _deliver(self, held: _Held, frame: Frame) -> None:
+    def _deliver(self, held: Held, frame: Frame) -> None:
         if isinstance(frame, Error):
             self._metrics.errors.labels(frame.code.name).inc()
         elif isinstance(frame, Result) and frame.reply is Reply.TOKEN and frame.rows:
             self._metrics.tokens.labels("generated").inc()
+        held.down_bytes += len(getattr(frame, "payload", b""))
         if held.stream is not None:
             held.stream.send(frame)
 
-    def _forget(self, held: _Held) -> None:
+    def _forget(self, held: Held) -> None:
         self._by_id.pop(held.session.session_id, None)
         self._by_key.pop(held.key, None)
         if held.stream is not None and held.stream in self._streams:
             self._streams[held.stream].pop(held.handle, None)
         self._count(held, 0)
+        held.watch.ended(self._clock())
         self._executor.drop(held.key)
         self._metrics.sessions.set(len(self._by_id))
 
@@ -265,6 +266,8 @@ class SessionTable:
     ) -> None:
         """Refuse a frame: one step, or all that the device wants of the session."""
         self._metrics.errors.labels(code.name).inc()
+        if isinstance(frame, Open):
+            self._metrics.opens.labels(class_label(frame.criticality), "refused").inc()
         busy = code is ErrorCode.OVERLOADED
         stream.send(
             Error(
