@@ -192,6 +192,7 @@ class Rebuilder:
             if run is None:
                 self._rest(session, held)
             elif run.number is not None:
+                self._order(session, Drop())  # should another worker have begun with it meanwhile
                 held.losses += 1
                 if held.losses < self._max_losses:
                     self._recover(session, held, run)
