@@ -252,7 +252,7 @@ class Carousel:
             self._ride(entry, self._part(entry, entry.work.rows, room, closed), room)
 
     def _part(self, entry: Waiting, wanted: int, room: Room, closed: set[tuple[Domain, str]]) -> int:
-        """Rows of ``entry`` for which there is room; none once an older one of its tenant, class and kind found none."""
+        """Rows of ``entry`` that find room; none once an older work of its tenant, class and kind found none."""
         group = entry.domain, entry.work.tenant
         free = 0 if group in closed else room.free(entry.work.layers, whole=entry.whole)
         rows = part(entry, wanted, free, self._limits.min_prefill_rows)
