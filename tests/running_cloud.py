@@ -83,7 +83,7 @@ def running_cloud(
     model: Path, home: Path, *, precision: Precision = Precision.FP32, **settings: Any
 ) -> Iterator[RunningCloud]:
     """Serve ``model``; graphs, keys and profiles lie under ``home``."""
-    options = {"listen": "127.0.0.1:0", "threads": 1, "key_file": home / "node.key", **settings}
+    options = {"listen": "127.0.0.1:0", "threads": 1, "status": False, "key_file": home / "node.key", **settings}
     server = CloudServer(
         CloudSettings(model=str(model), precision=precision, **options),
         store=ModelStore(home),

@@ -6,6 +6,8 @@ which tells a client that watches to ask instead.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import grpc
 from grpc_health.v1 import health, health_pb2
 
@@ -13,11 +15,23 @@ NAME: str = health.SERVICE_NAME
 
 
 class Health:
-    """Whether the server and each of its services take new work."""
+    """Whether the server and each of its services take new work.
 
-    def __init__(self, *services: str) -> None:
+    Args:
+        ready: asked for every answer: whether somebody can compute at this moment.
+
+    Attributes:
+        listening: set by the server between its start and its end.
+    """
+
+    def __init__(self, *services: str, ready: Callable[[], bool]) -> None:
         self._services = ("", *services)
-        self.serving = False
+        self._ready = ready
+        self.listening = False
+
+    @property
+    def serving(self) -> bool:
+        return self.listening and self._ready()
 
     async def check(
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext

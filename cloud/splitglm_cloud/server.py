@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +25,9 @@ from splitglm_cloud.gateway.sessions import SessionTable
 from splitglm_cloud.health import NAME as HEALTH_NAME
 from splitglm_cloud.health import Health
 from splitglm_cloud.metrics import METRICS_HOST, Metrics
-from splitglm_cloud.settings import CloudSettings, default_key_file, split_address
+from splitglm_cloud.operation import Operation
+from splitglm_cloud.settings import CloudSettings, default_key_file, join_address, split_address
+from splitglm_cloud.status import ServerStatus
 from splitglm_core.errors import DeviceError, InputError
 from splitglm_core.plan import Codec, Precision
 from splitglm_core.ranges import LayerRange
@@ -70,6 +73,7 @@ class CloudServer:
         self.settings = settings
         self._admission = admission or Admission(deadline_s=settings.handshake_deadline_s)
         self.metrics = Metrics()
+        self._operation = Operation(settings, self.status)
         self.node_key = NodeKey.load_or_create(settings.key_file or default_key_file())
         store = store or ModelStore()
         checkpoint = open_checkpoint(settings.model, store)
@@ -105,9 +109,14 @@ class CloudServer:
             session_ttl_s=settings.session_ttl_s,
             attached_idle_s=settings.attached_idle_s,
             queue_budget_bytes=settings.queue_budget_bytes,
+            on_reply=self._operation.on_reply,
         )
+        self.metrics.engine.watch(self.executor.stats)
         self.metrics_port: int | None = None
-        self._health = Health(SERVICE)
+        self._health = Health(SERVICE, ready=lambda: self.executor.ready)
+        self.metrics.ready.set_function(lambda: self._health.serving)
+        self._listen = settings.listen
+        self._started_s = time.monotonic()
         self._server: grpc.aio.Server | None = None
         self.service: SplitService | None = None
         self._sweeper: asyncio.Task[None] | None = None
@@ -142,7 +151,7 @@ class CloudServer:
             reflection.enable_server_reflection((SERVICE, HEALTH_NAME, reflection.SERVICE_NAME), server)
         host, port = split_address(self.settings.listen)
         try:
-            bound = server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+            bound = server.add_insecure_port(join_address(host, port))
         except RuntimeError:
             bound = 0
         if bound == 0:
@@ -161,8 +170,10 @@ class CloudServer:
         await server.start()
         self._server = server
         self._sweeper = asyncio.create_task(self._sweep())
-        self._health.serving = True
-        log.info("serving", extra={"listen": f"{host}:{bound}", "runner": self.runner.name, "key": self.node_key.text})
+        self._health.listening = True
+        self._listen, self._started_s = join_address(host, bound), time.monotonic()
+        await self._operation.start()
+        log.info("serving", extra={"listen": self._listen, "runner": self.runner.name, "key": self.node_key.text})
         return int(bound)
 
     async def wait(self) -> None:
@@ -175,7 +186,7 @@ class CloudServer:
         if self._server is None or self.table.draining:
             return
         self.table.draining = True
-        self._health.serving = False
+        self._health.listening = False
         for stream in self.table.streams:
             stream.send(Draining(handle=0, deadline_ms=int(1000 * grace_s)))
         deadline_s = time.monotonic() + grace_s
@@ -187,8 +198,26 @@ class CloudServer:
         if not await asyncio.to_thread(self.executor.stop, 5.0):
             log.error("the engine did not stop in time")
         await asyncio.to_thread(self.metrics.close)
+        await self._operation.stop()
         self._stopped.set()
         log.info("stopped")
+
+    def status(self) -> ServerStatus:
+        """For ``splitglm ps`` and ``top``; on the event loop's thread."""
+        return ServerStatus(
+            pid=os.getpid(),
+            version=VERSION,
+            model=self.settings.model,
+            runner=self.runner.name,
+            executor=self.settings.executor,
+            listen=self._listen,
+            ready=self._health.serving,
+            draining=self.table.draining,
+            uptime_s=time.monotonic() - self._started_s,
+            streams=len(self.table.streams),
+            engine=self.executor.stats(),
+            sessions=self.table.status(),
+        )
 
     def _build_engine(self, emit: Emit) -> Engine:
         return Engine(self.runner, Carousel(), self._new_pages(), SystemClock(), emit)

@@ -55,10 +55,11 @@ class WorkerStatus:
 
     Attributes:
         number: its place among the server's workers.
-        pid: 0 while it is being started.
+        pid: 0 while there is no process.
         state: one of ``telemetry.WORKER_STATES``.
         restarts: how often this place had to be filled again.
         sessions: that it holds.
+        last_end: why its process ended last time; empty if it never did.
     """
 
     number: int
@@ -66,6 +67,7 @@ class WorkerStatus:
     state: str
     restarts: int = 0
     sessions: int = 0
+    last_end: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,7 +49,7 @@ WORKER_RESTARTS_TOTAL: Final = PREFIX + "worker_restarts_total"
 
 STAGES: Final = ("open", "queue", "back", "seal")
 """Of a step in the cloud: unseal and take, wait for a sweep, compute its layers (and head), seal the reply."""
-WORKER_STATES: Final = ("starting", "ready", "lost")
+WORKER_STATES: Final = ("starting", "ready", "stopping", "ending", "down")
 
 SPANS: Final = ("splitglm.reply", "queue", "back", "rebuild")
 """A reply, and the parts of its time that become children of its span."""
