@@ -24,10 +24,9 @@ class Shop:
         counters = {tenant: self.service.of(tenant) for tenant in present}
         chosen = min(present, key=lambda tenant: (counters[tenant], present.index(tenant)))
         amount = cost / self.weights[chosen]
-        counters[chosen] += amount
         self.largest = max(self.largest, amount)
-        self.service.advance(counters.values(), present)
         self.service.charge(chosen, amount)
+        self.service.advance([self.service.of(tenant) for tenant in present], present)
         self.served[chosen] += amount
         return chosen
 

@@ -112,12 +112,12 @@ class Places:
     Attributes:
         rows: by session, the rows that board when the sweep comes to its layer.
         assured: those of them that board whatever arrives before.
-        contended: domains in which somebody got less than wanted.
+        contended: domains in which somebody got less than wanted, and the tenants that did.
     """
 
     rows: dict[int, int] = field(default_factory=dict)
     assured: dict[int, int] = field(default_factory=dict)
-    contended: set[Domain] = field(default_factory=set)
+    contended: dict[Domain, set[str]] = field(default_factory=dict)
 
 
 def part(entry: Waiting, wanted: int, free: int, smallest: int) -> int:
@@ -140,7 +140,7 @@ def plan(
 
     Args:
         decode, prefill: all waiting works in order of arrival.
-        services: of every domain that occurs; their levels advance where places were short.
+        services: of every domain that occurs; read only, for what is planned is charged when it boards.
     """
     places = Places()
     kinds = [(list(decode), limits.min_decode_rows), (list(prefill), limits.min_prefill_rows)]
@@ -205,5 +205,4 @@ def _place_fairly(
             if index < len(queues[tenant]):
                 heapq.heappush(turns, (counters[tenant], queues[tenant][index].order, tenant, index))
     if short:
-        places.contended.add(domain)
-        service.advance((counters[tenant] for tenant in short), queues.keys())
+        places.contended[domain] = short

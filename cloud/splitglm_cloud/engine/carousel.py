@@ -180,6 +180,7 @@ class Carousel:
 
     def _begin_sweep(self, now_s: float) -> None:
         """With nobody aboard: go to the first boarding layer and give out the places of the whole sweep."""
+        self._settle()
         self._sweeps += 1
         self._position = min(self._stops)
         self._idle = False
@@ -195,6 +196,13 @@ class Carousel:
                 self._services[entry.domain] = VirtualService()
         self._places = plan(decode, prefill, room=room, limits=self._limits, now_s=now_s, services=self._services)
         self._passed.update(self._waiting.keys() - self._places.rows.keys())
+
+    def _settle(self) -> None:
+        """The last sweep is over and charged: levels rise to those whom it left waiting."""
+        for domain, tenants in self._places.contended.items():
+            service = self._services[domain]
+            present = {entry.work.tenant for entry in self._waiting.values() if entry.domain == domain}
+            service.advance([service.of(tenant) for tenant in tenants], present)
 
     def _all_fit(self) -> bool:
         """Whether every waiting work fits beside the riders even if all were to ride at once."""

@@ -44,9 +44,9 @@ class VirtualService:
             self._forget_half()
 
     def advance(self, left_waiting: Iterable[float], present: Collection[str]) -> None:
-        """A sweep is planned: the counters that those left waiting will have, and the tenants that took part.
+        """A sweep is over: the counters of those whom it left waiting, and the tenants that take part in the next one.
 
-        A tenant that did not take part keeps what it owes (a counter above the level) and loses what it had saved.
+        A tenant that takes no part keeps what it owes (a counter above the level) and loses what it had saved.
         """
         self.level = max(self.level, min(left_waiting, default=self.level))
         floor = self.level - self.largest_charge
