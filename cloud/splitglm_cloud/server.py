@@ -20,8 +20,11 @@ from splitglm_cloud.engine.profile import measure_cloud
 from splitglm_cloud.engine.runner import Runner
 from splitglm_cloud.engine.runner_onnx import OnnxRunner
 from splitglm_cloud.execution.inline import InlineExecutor
+from splitglm_cloud.gateway.load import LoadGate, LoadLimits
 from splitglm_cloud.gateway.service import SILENT_TOTAL, SplitService
 from splitglm_cloud.gateway.sessions import SessionTable
+from splitglm_cloud.gateway.speed import Speed, layer_seconds
+from splitglm_cloud.gateway.tenants import Tenants
 from splitglm_cloud.health import NAME as HEALTH_NAME
 from splitglm_cloud.health import Health
 from splitglm_cloud.metrics import METRICS_HOST, Metrics
@@ -74,6 +77,7 @@ class CloudServer:
         self._admission = admission or Admission(deadline_s=settings.handshake_deadline_s)
         self.metrics = Metrics()
         self._operation = Operation(settings, self.status)
+        self._tenants = Tenants.load(settings.tenants_file) if settings.tenants_file is not None else None
         self.node_key = NodeKey.load_or_create(settings.key_file or default_key_file())
         store = store or ModelStore()
         checkpoint = open_checkpoint(settings.model, store)
@@ -108,7 +112,18 @@ class CloudServer:
             max_sessions=settings.max_sessions,
             session_ttl_s=settings.session_ttl_s,
             attached_idle_s=settings.attached_idle_s,
-            queue_budget_bytes=settings.queue_budget_bytes,
+            gate=LoadGate(
+                layers=len(layers),
+                limits=LoadLimits(
+                    max_queue_s=settings.max_queue_s,
+                    max_wait_s=2.0 * settings.max_queue_s,
+                    max_queue_bytes=settings.queue_budget_bytes,
+                    max_sessions_per_tenant=settings.max_sessions_per_tenant,
+                    kv_admit=settings.kv_admit_watermark,
+                    kv_high=settings.kv_high_watermark,
+                ),
+                speed=Speed(max_rows=settings.sweep_rows, prior=layer_seconds(profile.times)),
+            ),
             on_reply=self._operation.on_reply,
         )
         self.metrics.engine.watch(self.executor.stats)
@@ -144,6 +159,7 @@ class CloudServer:
             outbox_budget_bytes=self.settings.outbox_budget_bytes,
             admission=self._admission,
             handshake_deadline_s=self.settings.handshake_deadline_s,
+            tenants=self._tenants,
         )
         split_pb2_grpc.add_SplitInferenceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
         self._health.add_to(server)

@@ -70,6 +70,13 @@ class CloudSession:
         return sum(len(step.payload) for step in steps)
 
     @property
+    def held_rows(self) -> int:
+        """Rows of the steps that run or wait; one that has begun to generate has only its next token to compute."""
+        running = self._running
+        of_running = 0 if running is None else 1 if self._generated else running.rows
+        return of_running + sum(step.rows for step in self._queue)
+
+    @property
     def plan(self) -> SplitPlan | None:
         return self._open.plan if self._open else None
 

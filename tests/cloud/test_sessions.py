@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import struct
+import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
-from splitglm_cloud.engine.events import Failure
+from splitglm_cloud.engine.events import Failure, Owner
+from splitglm_cloud.engine.stats import EngineStats
+from splitglm_cloud.gateway.load import LoadGate, LoadLimits
 from splitglm_cloud.gateway.sessions import SessionTable
+from splitglm_cloud.gateway.speed import Speed
 from splitglm_cloud.metrics import Metrics
+from splitglm_core.criticality import Criticality
 from splitglm_core.plan import Codec, HeadSide, Precision, SplitPlan
 from splitglm_core.ranges import LayerRange
 from splitglm_core.sampling import SamplingParams
@@ -43,6 +48,8 @@ SHAPE = ModelShape(
 )
 PLAN = SplitPlan.cloud_only(4)
 USHAPE = SplitPlan(layers=4, s=1, t=3, head=HeadSide.DEVICE, codec=Codec.FP32)
+CALM = EngineStats()
+SOMEBODY = Owner("somebody")
 
 
 @dataclass
@@ -50,11 +57,11 @@ class FakeExecutor:
     """Writes down what it is told."""
 
     calls: list[tuple[Any, ...]] = field(default_factory=list)
-    waiting: int = 0
-    memory: dict[int, int] = field(default_factory=dict)
+    load: EngineStats = CALM
+    ready: bool = True
 
-    def kv_bytes(self, session: int) -> int:
-        return self.memory.get(session, 0)
+    def stats(self) -> EngineStats:
+        return self.load
 
     def __getattr__(self, name: str) -> Any:
         if name not in ("configure", "submit", "abort", "cut", "drop"):
@@ -67,6 +74,7 @@ class FakeExecutor:
 
 @dataclass(eq=False)
 class FakeStream:
+    owner: Owner = SOMEBODY
     frames: list[Frame] = field(default_factory=list)
 
     def send(self, frame: Frame) -> None:
@@ -82,22 +90,25 @@ class FakeStream:
 class World:
     def __init__(
         self, *, max_sessions: int = 4, ttl_s: float = 60.0, idle_s: float = 1e12, queue_bytes: int = 1 << 20,
-        **manifest: Any,
+        of_tenant: int = 10_000, **manifest: Any,
     ) -> None:  # fmt: skip
         offer = {
             "version": "1", "fingerprint": bytes(32), "layers": LayerRange(0, 4), "embedding": True, "head": True,
             "precision": Precision.FP32, "codecs": (Codec.FP32, Codec.BF16), "max_context": 256, "profile": "{}",
         } | manifest  # fmt: skip
         self.executor = FakeExecutor()
+        limits = LoadLimits(max_queue_bytes=queue_bytes, max_sessions_per_tenant=of_tenant)
+        # One layer takes a tenth of a second for any batch, and a hundredth more for each row.
+        self.gate = LoadGate(layers=4, limits=limits, speed=Speed(prior={1: 0.11, 100: 1.1}))
         self.metrics = Metrics()
         self.table = SessionTable(
             manifest=CloudManifest(**offer), shape=SHAPE, executor=self.executor,  # type: ignore[arg-type]
             metrics=self.metrics, max_sessions=max_sessions, session_ttl_s=ttl_s, attached_idle_s=idle_s,
-            queue_budget_bytes=queue_bytes,
+            gate=self.gate,
         )  # fmt: skip
 
-    def stream(self) -> FakeStream:
-        stream = FakeStream()
+    def stream(self, owner: Owner = SOMEBODY) -> FakeStream:
+        stream = FakeStream(owner)
         self.table.attach(stream)
         return stream
 
@@ -242,22 +253,6 @@ def test_a_busy_session_never_gives_way() -> None:
     stream = world.stream()
     world.table.receive(stream, open_frame(2))
     assert stream.codes() == [ErrorCode.OVERLOADED] and len(world.table) == 1
-
-
-def refused_for_memory(world: World, missing_bytes: int, memory: dict[int, int]) -> list[int]:
-    """Sessions 1 to 3 left at 30, 10 and 20 s; session 4 is refused. Who was dropped?"""
-    for name, left_s in ((1, 30.0), (2, 10.0), (3, 20.0)):
-        stream = world.stream()
-        world.table.receive(stream, open_frame(name))
-        world.table.detach(stream, left_s)
-    world.executor.memory = memory
-    here = world.stream()
-    world.table.receive(here, open_frame(4))
-    world.table.receive(here, step_frame())
-    failure = Failure(1, ErrorCode.OVERLOADED, "no memory for keys and values", missing_bytes)
-    world.table.on_outcome(4, failure)
-    assert here.codes() == [ErrorCode.OVERLOADED]
-    return [call[1] for call in world.executor.calls if call[0] == "drop"]
 
 
 def test_an_attached_session_that_nothing_is_asked_of_ends() -> None:
@@ -425,3 +420,179 @@ def test_frames_that_only_a_cloud_sends_are_refused(frame: Frame) -> None:
     world.table.receive(stream, open_frame(1))
     world.table.receive(stream, frame)
     assert stream.codes() == [ErrorCode.BAD_REQUEST] and len(world.table) == 1
+
+
+SLOW = 45
+"""Rows that need 4 * (0.1 + 45 * 0.01) s in this world: more than the two seconds that may wait."""
+
+
+def prompt_frame(rows: int, *, handle: int = 1, fence: int = 1, seq: int = 1, base: int = 0) -> Step:
+    return replace(ack_frame(4 * rows, handle=handle, seq=seq, base=base), fence=fence)
+
+
+def long_open(name: int, **changes: Any) -> Open:
+    return replace(open_frame(name, context=512), **changes)
+
+
+def busy_world() -> tuple[World, FakeStream]:
+    """Somebody's prompt is being computed, and it takes long."""
+    world = World(max_context=512)
+    other = world.stream()
+    world.table.receive(other, long_open(9))
+    world.table.receive(other, prompt_frame(SLOW))
+    assert other.codes() == [] and world.gate.queue_s > 2.0
+    return world, other
+
+
+def last_error(stream: FakeStream) -> Error:
+    error = stream.frames[-1]
+    assert isinstance(error, Error)
+    return error
+
+
+def test_work_belongs_to_the_owner_of_its_stream() -> None:
+    world = World()
+    lab, shop = Owner("lab", 2.0), Owner("shop")
+    first, second = world.stream(lab), world.stream(shop)
+    world.table.receive(first, open_frame(1))
+    world.table.receive(second, open_frame(2))
+    assert [call[3] for call in world.executor.calls if call[0] == "configure"] == [lab, shop]
+    world.table.receive(second, open_frame(1, handle=5, fence=2))  # who knows the session's id may take it along
+    assert world.executor.calls[-1][3] == shop
+    assert (world.gate.sessions_of("lab"), world.gate.sessions_of("shop")) == (0, 2)
+    assert [status.tenant for status in world.table.status()] == ["shop", "shop"]
+
+
+def test_a_prompt_that_would_wait_too_long_is_refused_with_a_hint_and_its_session_stays_as_it_was() -> None:
+    world, other = busy_world()
+    stream = world.stream()
+    world.table.receive(stream, long_open(1, criticality=Criticality.SHEDDABLE))
+    assert last_error(stream).code is ErrorCode.OVERLOADED and len(world.table) == 1  # nothing is held for it
+    world.table.on_outcome(1, acked(1))
+    world.table.receive(stream, long_open(1, criticality=Criticality.SHEDDABLE))
+    world.table.receive(other, prompt_frame(150, seq=2, base=SLOW))
+    calls = len(world.executor.calls)
+    world.table.receive(stream, prompt_frame(SLOW))
+    refusal = last_error(stream)
+    assert (refusal.code, refusal.scope, refusal.seq, refusal.have) == (ErrorCode.OVERLOADED, Scope.STEP, 1, 0)
+    assert refusal.resumable and 50 <= refusal.retry_after_ms <= 10_000
+    assert len(world.executor.calls) == calls  # nothing was computed, cut or configured
+    world.table.on_outcome(1, acked(2))
+    world.table.receive(stream, prompt_frame(SLOW))  # the very same step
+    assert len(stream.codes()) == 2 and world.executor.names(2) == ["configure", "submit"]
+
+
+def test_who_is_more_critical_is_served_where_others_are_refused() -> None:
+    world, _ = busy_world()
+    for number, criticality in enumerate(Criticality):
+        stream = world.stream()
+        world.table.receive(stream, long_open(number, criticality=criticality))
+        assert bool(stream.codes()) is (criticality > Criticality.CRITICAL_PLUS)
+
+
+def test_a_reply_under_way_goes_on_in_an_overloaded_cloud() -> None:
+    world = World(max_context=512)
+    stream, other = world.stream(), world.stream()
+    low = long_open(1, plan=USHAPE, criticality=Criticality.SHEDDABLE)
+    world.table.receive(stream, low)
+    hidden = Step(
+        handle=1, fence=1, seq=1, base=0, rows_kind=Rows.HIDDEN, rows=1, reply=Reply.ALL_HIDDEN, generate=0,
+        payload=bytes(32),
+    )  # fmt: skip
+    world.table.receive(stream, hidden)
+    world.table.on_outcome(1, Output(1, 1, bytes(32), True))
+    world.table.receive(other, long_open(2))
+    world.table.receive(other, prompt_frame(SLOW))
+    assert world.gate.queue_s > 2.0
+    world.table.receive(stream, replace(hidden, seq=2, base=1))
+    world.table.on_outcome(1, Output(2, 1, bytes(32), True))
+    # Also after its stream broke, when the device says what it has.
+    world.table.detach(stream, 1.0)
+    again = world.stream()
+    world.table.receive(again, replace(low, fence=2, keep=2))
+    world.table.receive(again, replace(hidden, fence=2, seq=3, base=2))
+    assert stream.codes() == again.codes() == []
+    # The next reply begins with a prompt like every other.
+    world.table.on_outcome(1, Output(3, 1, bytes(32), True))
+    world.table.receive(again, replace(low, fence=3, keep=3, request=2))
+    world.table.receive(again, replace(hidden, fence=3, seq=4, base=3))
+    assert again.codes() == [ErrorCode.OVERLOADED]
+
+
+def test_a_prompts_chunks_do_not_pass_for_a_reply() -> None:
+    world = World(max_context=512)
+    stream, other = world.stream(), world.stream()
+    world.table.receive(stream, long_open(1, plan=USHAPE))
+    chunk = Step(
+        handle=1, fence=1, seq=1, base=0, rows_kind=Rows.HIDDEN, rows=64, reply=Reply.ALL_HIDDEN, generate=0,
+        payload=bytes(64 * 32),
+    )  # fmt: skip
+    world.table.receive(stream, chunk)
+    world.table.on_outcome(1, Output(1, 64, bytes(64 * 32), True))
+    world.table.receive(other, long_open(2))
+    world.table.receive(other, prompt_frame(SLOW))
+    world.table.receive(stream, replace(chunk, seq=2, base=64))
+    assert stream.codes() == [ErrorCode.OVERLOADED]
+
+
+def test_a_lost_answer_is_fetched_however_busy_the_cloud_is() -> None:
+    world = World(max_context=512)
+    stream, other = world.stream(), world.stream()
+    world.table.receive(stream, long_open(1))
+    world.table.receive(stream, prompt_frame(40))
+    world.table.on_outcome(1, acked(1))
+    world.table.receive(other, long_open(2))
+    world.table.receive(other, prompt_frame(SLOW))
+    world.table.receive(stream, prompt_frame(40))
+    assert stream.codes() == [] and len(stream.results()) == 2
+
+
+def test_without_a_ready_worker_new_sessions_are_sent_away_as_unavailable() -> None:
+    world = World()
+    stream = world.stream()
+    world.table.receive(stream, open_frame(1))
+    world.executor.ready = False
+    world.table.receive(stream, open_frame(2, handle=2))
+    refusal = last_error(stream)
+    assert refusal.code is ErrorCode.UNAVAILABLE and not refusal.resumable and refusal.retry_after_ms > 0
+    world.table.receive(stream, open_frame(1, fence=2))  # who is held already waits for the new worker
+    world.table.receive(stream, step_frame(fence=2))
+    assert len(stream.codes()) == 1 and world.executor.names(1)[-1] == "submit"
+
+
+def test_a_tenants_sessions_are_bounded_and_its_longest_idle_one_gives_way() -> None:
+    world = World(max_sessions=100, of_tenant=2)
+    lab = Owner("lab")
+    gone, here, other = world.stream(lab), world.stream(lab), world.stream(Owner("shop"))
+    world.table.receive(gone, open_frame(1))
+    world.table.detach(gone, 1.0)
+    for name in (2, 3):
+        world.table.receive(here, open_frame(name, handle=name))
+    assert here.codes() == [] and world.executor.names(1)[-1] == "drop"
+    world.table.receive(here, open_frame(4, handle=4))
+    assert last_error(here).code is ErrorCode.OVERLOADED and "tenant" in last_error(here).text
+    world.table.receive(other, open_frame(5))
+    assert other.codes() == []
+
+
+def test_nothing_stays_booked_when_all_are_gone() -> None:
+    world, other = busy_world()
+    stream = world.stream()
+    world.table.receive(stream, long_open(1, criticality=Criticality.CRITICAL_PLUS))
+    world.table.receive(stream, prompt_frame(30))
+    world.table.receive(stream, Close(handle=1, fence=1))
+    world.table.on_outcome(1, Failure(1, ErrorCode.INTERNAL, "it failed"))
+    assert (world.gate.queue_s, world.gate.queue_bytes) == (0.0, 0)
+    world.table.receive(other, Close(handle=1, fence=1))
+    assert world.gate.sessions_of("somebody") == 0 and len(world.table) == 0
+
+
+def test_a_refusal_costs_less_than_a_millisecond() -> None:
+    world, _ = busy_world()
+    stream = world.stream()
+    frame = long_open(1)
+    started_s = time.process_time()
+    for _ in range(300):
+        world.table.receive(stream, frame)
+    assert (time.process_time() - started_s) / 300 < 1e-3
+    assert stream.codes() == [ErrorCode.OVERLOADED] * 300

@@ -4,6 +4,9 @@ Work is measured in seconds: rows and layers of the steps that were accepted and
 (``speed``). Less critical work is refused first ("Handling Overload", Site Reliability Engineering, Beyer et al. 2016,
 ch. 21). What a tenant has queued counts against its own share first: one that asks for less than its share of the queue
 is let in although others fill theirs. A reply under way is never refused: what was begun is worth finishing.
+
+A refusal says when to come back: when the queue will have room, spread so that those refused together do not come back
+together.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import Final
 
 from splitglm_cloud.engine.events import Owner
 from splitglm_cloud.engine.stats import EngineStats
+from splitglm_cloud.gateway.refusal import Refusal
 from splitglm_cloud.gateway.speed import Speed
 from splitglm_core.criticality import Criticality
 from splitglm_core.errors import InputError
@@ -69,19 +73,6 @@ class LoadLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why not now. Nothing was done and nothing changed.
-
-    Attributes:
-        retry_after_s: when it may be otherwise, spread so that those refused together do not come back together.
-    """
-
-    code: ErrorCode
-    text: str
-    retry_after_s: float
-
-
-@dataclass(frozen=True, slots=True)
 class Claim:
     """What a session has accepted and not finished.
 
@@ -118,7 +109,7 @@ class LoadGate:
     """Lets sessions and steps in or refuses them; told by its owner what the accepted ones hold.
 
     Args:
-        layers: of the model.
+        layers: that the engine serves.
         speed: what is known of the engine's speed before it has computed anything.
     """
 
@@ -144,6 +135,10 @@ class LoadGate:
         held = self._tenants.get(tenant)
         return 0 if held is None else held.sessions
 
+    def is_full_for(self, owner: Owner) -> bool:
+        """Whether a tenant has as many sessions as it may."""
+        return self.sessions_of(owner.tenant) >= self.limits.max_sessions_per_tenant
+
     def hold(self, session: int, claim: Claim) -> None:
         """What ``session`` holds from now on, in place of what it held before."""
         before = self._claims.get(session)
@@ -161,14 +156,12 @@ class LoadGate:
             self._count(claim, -1)
 
     def judge_open(self, owner: Owner, criticality: Criticality, stats: EngineStats, *, nonce: int) -> Refusal | None:
-        """May a new session be opened? None lets it in.
+        """May a new session be opened, as far as work and memory go? None lets it in.
 
         Args:
             nonce: another number each time; spreads the hints.
         """
         self._speed.observe(stats)
-        if self.sessions_of(owner.tenant) >= self.limits.max_sessions_per_tenant:
-            return _busy("as many sessions as one tenant may have", 1.0, nonce)
         admit, high = self.limits.kv_admit, self.limits.kv_high
         steps_up = Criticality.SHEDDABLE - criticality
         if _memory(stats) >= admit + (high - admit) * steps_up / (len(Criticality) - 1):

@@ -10,11 +10,14 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from splitglm_cloud.engine.events import Event, Failure, Owner
 from splitglm_cloud.execution.executor import Executor
 from splitglm_cloud.gateway.held import Held, Stream
-from splitglm_cloud.gateway.offer import refusal
+from splitglm_cloud.gateway.load import LoadGate
+from splitglm_cloud.gateway.offer import refusal as why_not
+from splitglm_cloud.gateway.refusal import Refusal
 from splitglm_cloud.gateway.reply_watch import ReplyRecord, ReplyWatch
 from splitglm_cloud.metrics import Metrics, class_label
 from splitglm_cloud.status import SessionStatus
@@ -31,12 +34,18 @@ from splitglm_wire.frames import (
     Pong,
     Reply,
     Result,
-    Scope,
     Step,
     Truncate,
 )
 from splitglm_wire.limits import MAX_SESSIONS_PER_STREAM
 from splitglm_wire.manifest import CloudManifest
+
+FULL_RETRY_S: Final = 0.5
+"""When there may be a place again, where that is not foreseen."""
+RESTART_S: Final = 1.0
+"""A worker that is replaced is back in about this time, or it takes much longer."""
+_NO_SESSION: Final = Refusal(ErrorCode.NO_SESSION, "no such session on this stream")
+_STRANGE_FRAME: Final = Refusal(ErrorCode.BAD_REQUEST, "a device does not send this frame")
 
 
 class SessionTable:
@@ -46,7 +55,7 @@ class SessionTable:
         max_sessions: sessions held at once.
         session_ttl_s: life of a session without a stream.
         attached_idle_s: life of a session that has a stream and no work.
-        queue_budget_bytes: payloads of the steps of all sessions that run or wait.
+        gate: which sessions and steps are let in.
         on_reply: receives every finished reply, for traces.
         clock: monotonic seconds.
     """
@@ -61,7 +70,7 @@ class SessionTable:
         max_sessions: int,
         session_ttl_s: float,
         attached_idle_s: float,
-        queue_budget_bytes: int,
+        gate: LoadGate,
         on_reply: Callable[[ReplyRecord], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -72,10 +81,10 @@ class SessionTable:
         self._max_sessions = max_sessions
         self._ttl_s = session_ttl_s
         self._attached_idle_s = attached_idle_s
-        self._queue_budget_bytes = queue_budget_bytes
+        self._gate = gate
         self._on_reply = on_reply
         self._clock = clock
-        self._queued_bytes = 0
+        self._judged = 0  # so far; makes hints differ
         self._by_id: dict[bytes, Held] = {}
         self._by_key: dict[int, Held] = {}
         self._streams: dict[Stream, dict[int, Held]] = {}  # by handle
@@ -116,16 +125,16 @@ class SessionTable:
             return
         held = self._streams[stream].get(frame.handle)
         if held is None:
-            self._refuse(stream, frame, ErrorCode.NO_SESSION, "no such session on this stream")
+            self._refuse(stream, frame, _NO_SESSION)
             return
         session = held.session
         held.asked = True
         held.up_bytes += len(getattr(frame, "payload", b""))
         match frame:
-            case Step() if self._queued_bytes + len(frame.payload) > self._queue_budget_bytes:
-                held.watch.refused(ErrorCode.OVERLOADED)
-                text = "too many steps of all devices are queued"
-                self._refuse(stream, frame, ErrorCode.OVERLOADED, text, step=frame, have=session.kv_length)
+            case Step() if (busy := self._judge(held, frame)) is not None:
+                held.watch.refused(busy.code)
+                self._metrics.errors.labels(busy.code.name).inc()
+                stream.send(busy.of_step(frame, have=session.kv_length))
             case Step():
                 self._act(held, session.on_step(frame))
             case Truncate():
@@ -135,7 +144,7 @@ class SessionTable:
             case Close():
                 self._act(held, session.on_close(frame))
             case _:
-                self._refuse(stream, frame, ErrorCode.BAD_REQUEST, "a device does not send this frame")
+                self._refuse(stream, frame, _STRANGE_FRAME)
 
     def on_outcome(self, key: int, outcome: Event) -> None:
         """The executor finished a part of a step."""
@@ -144,6 +153,7 @@ class SessionTable:
             return
         if isinstance(outcome, Output):
             held.watch.answered(outcome, self._clock())
+            held.answered(outcome)
             self._act(held, held.session.on_output(outcome))
         elif isinstance(outcome, Failure):
             held.watch.failed(outcome.code, self._clock())
@@ -164,36 +174,38 @@ class SessionTable:
         return tuple(held.status(self._shape, now_s) for held in self._by_key.values())
 
     def _open(self, stream: Stream, frame: Open) -> None:
-        reason = refusal(frame, self._shape, self._manifest)
+        reason = why_not(frame, self._shape, self._manifest)
         if self.draining:
-            reason = ErrorCode.DRAINING, "the cloud is shutting down"
+            reason = Refusal(ErrorCode.DRAINING, "the cloud is shutting down")
         if reason is not None:
-            self._refuse(stream, frame, *reason)
+            self._refuse(stream, frame, reason)
             return
         handles = self._streams[stream]
         if frame.handle not in handles and len(handles) >= MAX_SESSIONS_PER_STREAM:
-            self._refuse(stream, frame, ErrorCode.OVERLOADED, "too many sessions on one stream")
+            busy = Refusal(ErrorCode.OVERLOADED, "too many sessions on one stream", FULL_RETRY_S)
+            self._refuse(stream, frame, busy)
             return
         held = self._by_id.get(frame.session_id)
         if handles.get(frame.handle, held) is not held:
-            self._refuse(stream, frame, ErrorCode.BAD_REQUEST, "another session has this handle")
+            self._refuse(stream, frame, Refusal(ErrorCode.BAD_REQUEST, "another session has this handle"))
             return
         if held is None:
-            if not self._make_room():
-                self._refuse(stream, frame, ErrorCode.OVERLOADED, "the cloud holds as many sessions as it may")
+            full = self._judge_new(stream, frame)
+            if full is not None:
+                self._refuse(stream, frame, full)
                 return
             session = CloudSession(session_id=frame.session_id, hidden=self._shape.hidden)
             key = next(self._keys)
             watch = ReplyWatch(key, self._metrics, self._on_reply)
-            held = Held(key, session, stream, frame.handle, watch, self._clock())
+            held = Held(key, session, stream, frame.handle, stream.owner, watch, self._clock())
             self._by_id[frame.session_id] = self._by_key[held.key] = held
             self._metrics.sessions.set(len(self._by_id))
         elif held.stream is not stream or held.handle != frame.handle:
             if frame.fence <= held.session.newest_fence:
-                self._refuse(stream, frame, ErrorCode.FENCED, "a newer stream owns this session")
+                self._refuse(stream, frame, Refusal(ErrorCode.FENCED, "a newer stream owns this session"))
                 return
             self._rebind(held, stream, frame.handle)
-        held.asked = True
+        held.asked_for(frame)
         handles[frame.handle] = held
         self._metrics.opens.labels(class_label(frame.criticality), "ok").inc()
         self._act(held, held.session.on_open(frame))
@@ -202,30 +214,53 @@ class SessionTable:
         """The device came back on another stream: the old one no longer hears of this session."""
         if held.stream is not None:
             self._streams[held.stream].pop(held.handle, None)
-        held.stream, held.handle = stream, handle
+        held.stream, held.handle, held.owner = stream, handle, stream.owner
 
-    def _make_room(self) -> bool:
-        """True when one more session may be held; a session nobody is attached to gives way, longest idle first."""
-        if len(self._by_id) < self._max_sessions:
-            return True
-        idle = self._idle()
+    def _judge_new(self, stream: Stream, frame: Open) -> Refusal | None:
+        """May one more session be held? Only then room is made for it. Those that are held are never turned away."""
+        if not self._executor.ready:
+            return Refusal(ErrorCode.UNAVAILABLE, "the cloud cannot compute now", RESTART_S)
+        self._judged += 1
+        busy = self._gate.judge_open(stream.owner, frame.criticality, self._executor.stats(), nonce=self._judged)
+        return busy or self._make_room(stream.owner)
+
+    def _judge(self, held: Held, step: Step) -> Refusal | None:
+        """May a step be queued? One that was answered already costs nothing: its reply is kept."""
+        if step.seq <= held.session.last_seq:
+            return None
+        self._judged += 1
+        return self._gate.judge_step(
+            held.owner,
+            held.criticality,
+            self._executor.stats(),
+            payload_bytes=len(step.payload),
+            under_way=held.continues(step),
+            nonce=self._judged,
+        )
+
+    def _make_room(self, owner: Owner) -> Refusal | None:
+        """None when one more session may be held; a session nobody is attached to gives way, longest idle first."""
+        full = self._gate.is_full_for(owner)
+        if not full and len(self._by_id) < self._max_sessions:
+            return None
+        idle = [held for held in self._by_id.values() if held.stream is None and not held.session.busy]
+        if full:
+            idle = [held for held in idle if held.owner.tenant == owner.tenant]
         if not idle:
-            return False
+            text = "as many sessions as one tenant may have" if full else "the cloud holds as many sessions as it may"
+            return Refusal(ErrorCode.OVERLOADED, text, FULL_RETRY_S)
         self._forget(min(idle, key=lambda held: held.idle_since_s))
-        return True
-
-    def _idle(self) -> list[Held]:
-        return [held for held in self._by_id.values() if held.stream is None and not held.session.busy]
+        return None
 
     def _act(self, held: Held, actions: Sequence[Action]) -> None:
-        self._count(held, held.session.held_bytes)
+        self._gate.hold(held.key, held.claim)
         for action in actions:
             match action:
                 case Send():
                     self._deliver(held, action.frame)
                 case Configure():
                     held.watch.configured(action, self._clock())
-                    self._executor.configure(held.key, action, Owner())
+                    self._executor.configure(held.key, action, held.owner)
                 case Submit():
                     held.watch.submitted(action.step, self._clock())
                     if action.step.rows > 1:
@@ -237,10 +272,6 @@ class SessionTable:
                     self._executor.cut(held.key, action.length)
                 case Drop():
                     self._forget(held)
-
-    def _count(self, held: Held, queued_bytes: int) -> None:
-        self._queued_bytes += queued_bytes - held.queued_bytes
-        held.queued_bytes = queued_bytes
 
     def _deliver(self, held: Held, frame: Frame) -> None:
         if isinstance(frame, Error):
@@ -256,29 +287,14 @@ class SessionTable:
         self._by_key.pop(held.key, None)
         if held.stream is not None and held.stream in self._streams:
             self._streams[held.stream].pop(held.handle, None)
-        self._count(held, 0)
+        self._gate.release(held.key)
         held.watch.ended(self._clock())
         self._executor.drop(held.key)
         self._metrics.sessions.set(len(self._by_id))
 
-    def _refuse(
-        self, stream: Stream, frame: Frame, code: ErrorCode, text: str, *, step: Step | None = None, have: int = 0
-    ) -> None:
-        """Refuse a frame: one step, or all that the device wants of the session."""
-        self._metrics.errors.labels(code.name).inc()
+    def _refuse(self, stream: Stream, frame: Frame, refusal: Refusal) -> None:
+        """Refuse all that the device wants of the session."""
+        self._metrics.errors.labels(refusal.code.name).inc()
         if isinstance(frame, Open):
             self._metrics.opens.labels(class_label(frame.criticality), "refused").inc()
-        busy = code is ErrorCode.OVERLOADED
-        stream.send(
-            Error(
-                handle=frame.handle,
-                fence=getattr(frame, "fence", 0),
-                seq=step.seq if step else 0,
-                code=code,
-                scope=Scope.STEP if step else Scope.SESSION,
-                resumable=busy,
-                retry_after_ms=500 if busy else 0,
-                have=have,
-                text=text,
-            )
-        )
+        stream.send(refusal.of_session(frame))

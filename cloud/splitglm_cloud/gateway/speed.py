@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from splitglm_cloud.engine.stats import EngineStats
+from splitglm_partitioner.layer_times import LayerTimes
 
 _HALF_LIFE: Final = 20_000.0
 """Batches through one layer after which what was learnt counts half: seconds under load."""
@@ -22,16 +23,26 @@ _SPREAD: Final = 0.05
 _PRIOR_WEIGHT: Final = 50.0
 
 
+def layer_seconds(times: LayerTimes) -> dict[int, float]:
+    """Seconds of a mean layer by rows of its batch, from what was measured at start."""
+    measured = {1: sum(times.decode_s) / len(times.decode_s)}
+    for point in times.prefill:
+        measured[point.chunk_tokens] = point.chunk_tokens * sum(point.s_per_token) / len(point.s_per_token)
+    return measured
+
+
 class Speed:
     """The engine's speed so far.
 
     Args:
         max_rows: rows that one batch carries at most.
+        engines: that share the work; what they say is added up.
         prior: seconds of one layer by rows of its batch, measured at start; soon outweighed.
     """
 
-    def __init__(self, *, max_rows: int = 512, prior: Mapping[int, float] | None = None) -> None:
+    def __init__(self, *, max_rows: int = 512, engines: int = 1, prior: Mapping[int, float] | None = None) -> None:
         self._max_rows = max_rows
+        self._engines = engines
         self._before = EngineStats()
         self._w = self._n = self._nn = self._y = self._ny = 0.0  # sums of weight, rows, rows squared, seconds, product
         for rows, seconds in (prior or {}).items():
@@ -73,7 +84,8 @@ class Speed:
         if rows <= 0:
             return 0.0
         per_batch_s, per_row_s = self.layer_s
-        return per_batch_s * layers * max(1.0, rows / self._max_rows) + per_row_s * row_layers
+        batches = max(1.0, rows / self._engines / self._max_rows)
+        return per_batch_s * layers * batches + per_row_s * row_layers / self._engines
 
     def _decay(self, batches: int) -> None:
         keep = 0.5 ** (batches / _HALF_LIFE)
