@@ -59,6 +59,12 @@ class Metrics:
             buckets=_NEXT_S,
             registry=r,
         )
+        # From the start: a rate sees nothing of a counter's first appearance.
+        for criticality in Criticality:
+            for outcome in names.STEP_OUTCOMES:
+                self.steps.labels(class_label(criticality), outcome)
+            for outcome in names.OPEN_OUTCOMES:
+                self.opens.labels(class_label(criticality), outcome)
         self.engine = EngineMetrics()
         r.register(self.engine)
 

@@ -11,8 +11,8 @@ READY: Final = PREFIX + "ready"  # 1 while new work is taken
 SESSIONS_OPEN: Final = PREFIX + "sessions_open"
 STREAMS_OPEN: Final = PREFIX + "streams_open"
 # Gateway, counters
-STEPS_TOTAL: Final = PREFIX + "steps_total"  # labels class, outcome = ok | failed | refused | lost
-OPENS_TOTAL: Final = PREFIX + "opens_total"  # labels class, outcome = ok | refused
+STEPS_TOTAL: Final = PREFIX + "steps_total"  # labels class, outcome, below
+OPENS_TOTAL: Final = PREFIX + "opens_total"  # labels class, outcome, below
 HANDSHAKES_TOTAL: Final = PREFIX + "handshakes_total"  # label result
 ERRORS_TOTAL: Final = PREFIX + "errors_total"  # label code
 TOKENS_TOTAL: Final = PREFIX + "tokens_total"  # label kind = prefill | generated
@@ -49,6 +49,8 @@ WORKER_RESTARTS_TOTAL: Final = PREFIX + "worker_restarts_total"
 
 STAGES: Final = ("open", "queue", "back", "seal")
 """Of a step in the cloud: unseal and take, wait for a sweep, compute its layers (and head), seal the reply."""
+STEP_OUTCOMES: Final = ("ok", "failed", "refused", "lost")
+OPEN_OUTCOMES: Final = ("ok", "refused")
 WORKER_STATES: Final = ("starting", "ready", "stopping", "ending", "down")
 
 SPANS: Final = ("splitglm.reply", "queue", "back", "rebuild")
