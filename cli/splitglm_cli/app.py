@@ -6,7 +6,24 @@ from typing import Annotated
 
 import typer
 
-from splitglm_cli import chat, cloud_config, cloud_serve, demo, doctor, keys, ls, plan, profile, pull, rm, run, show
+from splitglm_cli import (
+    chat,
+    cloud_config,
+    cloud_serve,
+    demo,
+    doctor,
+    keys,
+    load,
+    ls,
+    plan,
+    profile,
+    ps,
+    pull,
+    rm,
+    run,
+    show,
+    top,
+)
 from splitglm_core.version import VERSION
 
 app = typer.Typer(
@@ -58,5 +75,8 @@ keys_app.command("unpin")(keys.unpin)
 keys_app.command("pair")(keys.pair)
 keys_app.callback(invoke_without_command=True)(_help_without_verb)
 app.add_typer(keys_app, name="keys")
+app.command("ps")(ps.ps)
+app.command("top")(top.top)
 app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)
+app.command("load")(load.load)

@@ -13,7 +13,8 @@ from splitglm_core.version import VERSION
 
 VERBS = (
     *(("pull",), ("ls",), ("show",), ("rm",), ("run",), ("chat",), ("plan",), ("profile",), ("doctor",), ("demo",)),
-    *(("cloud", "serve"), ("keys", "show"), ("keys", "pin"), ("keys", "pins"), ("keys", "unpin"), ("keys", "pair")),
+    *(("cloud", "serve"), ("cloud", "config"), ("keys", "show"), ("keys", "pin"), ("keys", "pins")),
+    *(("keys", "unpin"), ("keys", "pair"), ("ps",), ("top",)),
 )
 HEAVY = ("numpy", "onnxruntime", "onnx", "grpc", "tokenizers", "torch", "rich", "jinja2")
 
