@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -83,3 +84,20 @@ def kind(runners: Callable[[], Runner]) -> Kind:
 @pytest.fixture
 def bench(kind: Kind) -> Bench:
     return Bench(kind)
+
+
+@pytest.fixture(scope="session")
+def importable() -> Iterator[None]:
+    """Workers import this folder's runner; they need a POSIX system."""
+    if os.name != "posix":
+        pytest.skip("engine workers need a POSIX system")
+    with pytest.MonkeyPatch.context() as patch:
+        paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+        yield
+
+
+@pytest.fixture(scope="session")
+def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Wide enough that a step is a megabyte."""
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("wide") / "model", layers=3, hidden=1024)

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from splitglm_cloud.engine.runner import Rider
-from splitglm_core.errors import ModelInvalid
+from splitglm_core.errors import DeviceError, ModelInvalid
 from splitglm_core.ranges import LayerRange
 from splitglm_core.shapes import ModelShape
 
 COUNTED = 256
-RAISE, HANG, DIE, STOP, SLOW, BREAK = range(300, 306)
+RAISE, HANG, DIE, STOP, SLOW = range(300, 305)
 SLOW_S = 0.2
 
 
@@ -88,8 +88,6 @@ class CountingRunner:
     def _obey(self, value: int) -> None:
         if value == RAISE:
             raise RuntimeError("as told")
-        if value == BREAK:
-            raise SystemExit("as told")  # not an Exception: nothing in the engine catches it
         if value == HANG:
             threading.Event().wait()
         if value in (DIE, STOP):
@@ -117,3 +115,7 @@ def refusing(spec: Any, checkpoint: Any, layers: LayerRange, *, embedding: bool,
 
 def dying(spec: Any, checkpoint: Any, layers: LayerRange, *, embedding: bool, head: bool) -> CountingRunner:
     os._exit(9)
+
+
+def writing_down(spec: Any, checkpoint: Any, layers: LayerRange, *, embedding: bool, head: bool) -> CountingRunner:
+    raise DeviceError(f"profile: {bool(spec.profile)}, threads: {spec.threads}, budget: {spec.kv_budget_bytes}")

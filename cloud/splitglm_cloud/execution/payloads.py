@@ -48,9 +48,10 @@ class Ring:
         place = self._head % self.capacity
         start = self._head if place + size <= self.capacity else self._head + self.capacity - place
         end = start + aligned(size)
-        if size <= 0 or end - self._tail > self.capacity:
+        tail = start if self._tail == self._head else self._tail  # where nothing is out, nothing is lost by skipping
+        if size <= 0 or end - tail > self.capacity:
             return None
-        self._head = end
+        self._head, self._tail = end, tail
         return start
 
     def release(self, position: int) -> None:
