@@ -18,6 +18,7 @@ from splitglm_core.plan import Codec
 from splitglm_wire.actions import Abort, Configure, Cut, Drop, Output, Submit
 from splitglm_wire.codec import payload_bytes
 from splitglm_wire.frames import ErrorCode, Reply, Rows, Step
+from splitglm_wire.limits import MAX_ROWS
 
 HIDDEN = 2
 VOCAB = 5000
@@ -113,6 +114,7 @@ class LosingExecutor:
                 slot.config, slot.history = command, list(command.generated)
                 del slot.states[command.keep :]
             case Submit():
+                assert 0 < command.step.rows <= MAX_ROWS
                 if slot is None or slot.step is not None or len(slot.states) != command.step.base:
                     self._emit(session, Failure(command.step.seq, ErrorCode.INTERNAL, "not now"))
                 else:

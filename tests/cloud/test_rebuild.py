@@ -283,6 +283,9 @@ def test_a_refusal_while_rebuilding_is_the_steps_own_and_the_log_stays(code: Err
     bench.settle()
     bench.executor.crash()
     bench.back.submit(1, ids_step([4], seq=2, base=3, generate=2))
+    bench.executor.portion = 1
+    bench.settle(works=1)
+    assert bench.executor.slots[1].states
     bench.executor.refuse = code
     bench.settle()
     assert bench.told[1][-1] == Failure(2, code, "refused", retry_after_s=0.25)
@@ -395,6 +398,101 @@ def test_no_more_rebuilds_at_once_than_allowed_in_the_order_of_their_classes() -
     classes = [order[session - 1] for session in began]
     assert classes == sorted(classes)
     assert all(isinstance(bench.told[session][-1], Output) for session in began) and len(began) == len(order)
+
+
+def test_the_next_rebuild_begins_when_the_one_before_it_has_said_something() -> None:
+    bench = Bench(at_once=1)
+    for session in (1, 2):
+        bench.back.configure(session, configured(), Owner())
+        bench.back.submit(session, ids_step([1, 2, 3], generate=20))
+    bench.settle(works=6)
+    bench.executor.crash()
+    bench.settle(works=0)
+    assert bench.executor.busy == [1] and bench.rebuilder.waiting == 1
+    said = len(bench.tokens(1))
+    while len(bench.tokens(1)) == said:
+        bench.settle(works=1)
+    assert sorted(bench.executor.busy) == [1, 2] and bench.rebuilder.waiting == 0
+
+
+def test_suspects_are_tried_one_at_a_time() -> None:
+    bench = Bench(at_once=9)
+    for session in (1, 2, 3):
+        bench.back.configure(session, configured(), Owner())
+        bench.back.submit(session, ids_step([session] * 3))
+    bench.settle()
+    for session in (1, 2):
+        bench.back.submit(session, ids_step([4], seq=2, base=3, generate=3))
+    for _ in range(2):
+        bench.settle(works=0)
+        bench.executor.crash()
+    bench.back.submit(3, ids_step([4], seq=2, base=3, generate=3))
+    bench.settle(works=0)
+    assert sorted(bench.executor.busy) == [1, 3]  # 3 lost no worker
+    bench.settle()
+    for session in (1, 2, 3):
+        assert bench.tokens(session) == expected([session] * 3 + [4], 3, configured())
+
+
+def test_a_suspect_that_is_evicted_while_it_waits_is_rebuilt_in_its_turn() -> None:
+    bench = Bench(at_once=9)
+    for session in (1, 2):
+        bench.back.configure(session, configured(), Owner())
+        bench.back.submit(session, ids_step([session] * 3))
+    bench.settle()
+    for session in (1, 2):
+        bench.back.submit(session, ids_step([4], seq=2, base=3, generate=3))
+    for _ in range(2):
+        bench.settle(works=0)
+        bench.executor.crash()
+    for session in (1, 2):
+        bench.settle(works=1)  # rebuilt
+        bench.executor.refuse = ErrorCode.OVERLOADED
+        bench.settle(works=1)
+        assert isinstance(bench.told[session][-1], Failure)
+    for session in (1, 2):
+        bench.back.submit(session, ids_step([4], seq=2, base=3, generate=3))
+    bench.settle(works=0)
+    assert bench.executor.busy == [1] and len(bench.executor.slots[2].states) == 3
+    bench.executor.evict(2)
+    bench.settle()
+    for session in (1, 2):
+        assert bench.tokens(session) == expected([session] * 3 + [4], 3, configured())
+    bench.check_empty()
+
+
+def test_positions_that_were_cut_off_are_not_replayed() -> None:
+    bench = Bench()
+    bench.back.configure(1, configured(), Owner())
+    bench.back.submit(1, ids_step([1, 2, 3, 4]))
+    bench.settle()
+    bench.back.cut(1, 2)
+    lose(bench, "crash")
+    bench.settle()
+    bench.back.submit(1, ids_step([9], seq=2, base=2, generate=2))
+    bench.settle()
+    assert bench.tokens() == expected([1, 2, 9], 2, configured())
+
+
+def test_a_step_that_crosses_the_news_of_a_loss_is_part_of_the_loss() -> None:
+    bench = Bench(budget_bytes=700)
+    for session in (1, 2):
+        bench.back.configure(session, configured(), Owner())
+    bench.back.submit(1, ids_step(list(range(50))))
+    bench.settle()
+    bench.back.submit(2, ids_step(list(range(100)), generate=5))
+    bench.settle(works=36)
+    assert bench.tokens(2)
+    bench.executor.evict(1)
+    bench.deliver()
+    bench.executor.crash()
+    bench.deliver()
+    bench.back.abort(2, 1)  # it ends at once, its log takes the other's place, and the news is on its way
+    assert not any(isinstance(event, Evicted) for event in bench.told[1])
+    bench.back.configure(1, configured(keep=50), Owner())
+    bench.back.submit(1, ids_step([3], seq=2, base=50, generate=1))
+    bench.settle()
+    assert bench.told[1][-2:] == [Evicted(None), Evicted(2)]
 
 
 def test_low_classes_that_rebuild_do_not_hold_up_a_higher_one() -> None:

@@ -22,8 +22,8 @@ from splitglm_wire.codec import payload_bytes
 from splitglm_wire.frames import Reply, Rows, Step
 
 LAYERS = 4
-WORLDS = 1000
-BATCH = 250
+WORLDS = 600
+BATCH = 150
 FAULTY_MOVES = 500
 
 

@@ -93,6 +93,14 @@ def test_the_longest_unused_sessions_lose_their_logs_first_and_those_at_work_nev
     log.check_integrity()
 
 
+def test_a_session_is_used_when_it_is_added_to() -> None:
+    log = ReceivedLog(budget_bytes=3 * (PART_BYTES + 60), hidden=HIDDEN)
+    for session in (1, 2):
+        log.append(session, entry(0, 9))
+    log.append(1, entry(9, 1))
+    assert log.append(3, entry(0, 20)) == (2,)
+
+
 def test_a_session_that_finds_no_room_keeps_no_part_of_its_log() -> None:
     log = ReceivedLog(budget_bytes=PART_BYTES + 600, hidden=HIDDEN)
     log.append(1, entry(0, 50))

@@ -197,13 +197,12 @@ class Rebuilder:
                 if held.losses < self._max_losses:
                     self._recover(session, held, run)
                     continue
-                held.losses -= 1  # it stays a suspect: with another loss its next step is refused too
                 text = "a worker was lost each time it computed this step"
                 self._fail(session, held, run, Failure(run.step.seq, ErrorCode.INTERNAL, text))
         return self._done()
 
     def _is_suspect(self, held: _Session) -> bool:
-        return held.losses == self._max_losses - 1
+        return held.losses >= self._max_losses - 1
 
     def _recover(self, session: int, held: _Session, run: Run) -> None:
         """What the executor had of the session is gone while its step was computed."""
