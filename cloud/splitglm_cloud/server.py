@@ -89,8 +89,8 @@ class CloudServer:
         embedding, head = settings.text and layers.start == 0, settings.text and layers.stop == shape.layers
         self.runner = _make_runner(settings, checkpoint, layers, embedding, head, store, progress)
         codecs = tuple(Codec)
+        profile = measure_cloud(self.runner, layers, embedding=embedding, head=head, codecs=codecs)
         self.runner.reserve(self._new_pages().total)
-        profile = measure_cloud(self.runner, self._new_pages(), layers, embedding=embedding, head=head, codecs=codecs)
         self.manifest = CloudManifest(
             version=VERSION,
             fingerprint=checkpoint.fingerprint,

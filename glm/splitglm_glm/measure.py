@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,8 @@ from splitglm_core.ranges import LayerRange
 from splitglm_core.shapes import ModelShape
 
 Float32 = NDArray[np.float32]
+MEASURED_POSITIONS: Final = 512
+"""The longest context that is timed."""
 
 
 class Computes(Protocol):
@@ -62,7 +64,7 @@ def measure(
         now_s: a monotonic clock in seconds.
         chunks: ascending prefill sizes; cut to the model's context.
     """
-    longest = min(512, shape.max_positions - 1)
+    longest = min(MEASURED_POSITIONS, shape.max_positions - 1)
     chunks = tuple(chunk for chunk in chunks if chunk < longest) or (max(2, longest // 2),)
     noise = np.random.default_rng(0).standard_normal((max(chunks), shape.hidden), np.float32)
     cache = computes.new_cache(layers, longest + 1)

@@ -298,7 +298,7 @@ def test_a_graceful_stop_tells_devices_and_lets_running_steps_end(model: Path, h
         assert states == [health_pb2.HealthCheckResponse.NOT_SERVING]
         client.close()
         cloud.run(cloud.server.stop())  # a second stop is harmless
-        assert cloud.server.ledger.used_bytes == 0 and cloud.server.executor.sessions == 0
+        assert cloud.server.executor.stats().kv_used_bytes == 0 and cloud.server.executor.stats().sessions == 0
 
 
 def test_a_stop_without_grace_does_not_wait(model: Path, home: Path) -> None:
@@ -307,7 +307,7 @@ def test_a_stop_without_grace_does_not_wait(model: Path, home: Path) -> None:
         _begin(client, cloud, generate=400)
         cloud.run(cloud.server.stop(0.0))
         assert client.refusal()[0] in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-        assert cloud.server.ledger.used_bytes == 0
+        assert cloud.server.executor.stats().kv_used_bytes == 0
         client.close()
 
 

@@ -44,7 +44,7 @@ def establish(client: Client) -> None:
 @pytest.fixture
 def strangers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients count as being on another machine."""
-    monkeypatch.setattr(places, "_is_here", lambda peer: False)
+    monkeypatch.setattr(places, "is_here", lambda peer: False)
 
 
 @pytest.mark.parametrize("method", ["Watch", "List"])

@@ -167,7 +167,7 @@ def test_a_full_cloud_is_an_overload_error_that_says_when_to_come_back(model: Pa
         with pytest.raises(Overloaded) as error:
             ask(agent, "split").result()
         assert error.value.retry_after_s is not None
-        assert cloud.server.ledger.used_bytes == 0
+        assert cloud.server.executor.stats().kv_used_bytes == 0
 
 
 @pytest.mark.parametrize("arm", ["device", "cloud", "split", "ushape"])

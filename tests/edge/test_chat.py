@@ -226,7 +226,7 @@ def test_a_reply_may_be_closed_by_another_thread_than_its_reader(
         reply = chat.say(QUESTIONS[0], **options("split", max_tokens=200))
         heard = next(iter(reply))
         waiting, go_on = threading.Event(), threading.Event()
-        cloud.server.executor._commands.put(lambda: go_on.wait(60) and None)
+        cloud.server.executor._commands.put(lambda _: go_on.wait(60) and None)
         wait = RemoteSession.wait
         monkeypatch.setattr(RemoteSession, "wait", lambda self: (waiting.set(), wait(self))[1])
         errors: list[BaseException] = []

@@ -61,7 +61,9 @@ def eager_collector() -> Iterator[None]:
 
 def until_free(cloud: RunningCloud) -> None:
     cloud.until(lambda: cloud.server.table.sweep(float("inf")) or len(cloud.server.table) == 0)
-    cloud.until(lambda: cloud.server.executor.sessions == 0 and cloud.server.ledger.used_bytes == 0)
+    cloud.until(
+        lambda: cloud.server.executor.stats().sessions == 0 and cloud.server.executor.stats().kv_used_bytes == 0
+    )
 
 
 def in_a_thread(work: Callable[[], None]) -> None:

@@ -36,7 +36,9 @@ def nothing_is_left_behind(agent: Agent, cloud: RunningCloud) -> Any:
     agent.link()
     # Sessions of links that tests have broken wait for their device; those of a living link must have been closed.
     cloud.until(lambda: cloud.server.table.sweep(float("inf")) or len(cloud.server.table) == 0)
-    cloud.until(lambda: cloud.server.executor.sessions == 0 and cloud.server.ledger.used_bytes == 0)
+    cloud.until(
+        lambda: cloud.server.executor.stats().sessions == 0 and cloud.server.executor.stats().kv_used_bytes == 0
+    )
     assert list(agent._open) == []
 
 
@@ -223,7 +225,7 @@ def test_close_from_another_thread_waits_for_the_step_and_ends_the_reply(
     generation = ask(agent, "split")
     next(generation)
     go_on = threading.Event()
-    cloud.server.executor._commands.put(lambda: go_on.wait(30) and None)
+    cloud.server.executor._commands.put(lambda _: go_on.wait(30) and None)
     reader = threading.Thread(target=lambda: list(generation))
     reader.start()
     closer = threading.Thread(target=generation.close)

@@ -20,6 +20,7 @@ from splitglm_core.plan import Arm
 from splitglm_edge import Agent, Generation, planning
 from splitglm_edge.timeouts import Timeouts
 from splitglm_partitioner.request import Fixed
+from splitglm_wire.actions import Output
 from splitglm_wire.frames import Error, ErrorCode, Scope, Step
 
 Truth = tuple[list[int], str]
@@ -132,7 +133,7 @@ def test_the_device_finishes_when_the_engine_is_stuck(
         generation = ask(agent, "split", fixed=None)
         next(generation)
         go_on = threading.Event()
-        sick.server.executor._commands.put(lambda: go_on.wait(60) and None)
+        sick.server.executor._commands.put(lambda _: go_on.wait(60) and None)
         try:
             generation.result()
         finally:
@@ -147,13 +148,13 @@ def test_the_device_finishes_when_the_engine_is_stuck(
 def test_a_token_that_the_model_does_not_have_is_the_clouds_fault(
     model: Path, home: Path, sick: RunningCloud, ask: Ask, arm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer = Engine._answer
+    settle = Engine._settle
 
-    def beyond(self: Engine, *values: Any) -> Any:
-        rows, payload, token = answer(self, *values)
-        return rows, payload if token is None else (320).to_bytes(4, "little"), token
+    def beyond(self: Engine, slot: Any, outcome: Any) -> None:
+        token = isinstance(outcome, Output) and outcome.rows > 0
+        settle(self, slot, replace(outcome, payload=(320).to_bytes(4, "little")) if token else outcome)
 
-    monkeypatch.setattr(Engine, "_answer", beyond)
+    monkeypatch.setattr(Engine, "_settle", beyond)
     with open_agent(model, home, sick) as agent:
         assert agent.checkpoint.config.shape.vocab == 320
         generation = ask(agent, arm)
@@ -206,7 +207,7 @@ def test_how_long_steps_wait_in_the_cloud_reaches_the_policy(
         submit(self, session, step)
         run = self._slots[session].run
         assert run is not None
-        run.submitted_s -= 3.0  # as if it had waited behind others
+        run.offered_s -= 3.0  # as if it had waited behind others
 
     monkeypatch.setattr(Engine, "submit", early)
     with open_agent(model, home, sick) as agent:
@@ -247,7 +248,7 @@ def test_what_waits_behind_our_own_steps_does_not_count_as_load(
     waits: list[float] = []
     monkeypatch.setattr(agent._cloud, "observe_queue", waits.append)
     ready, go_on = threading.Event(), threading.Event()
-    cloud.server.executor._commands.put(lambda: (ready.set(), go_on.wait(60))[0])
+    cloud.server.executor._commands.put(lambda _: (ready.set(), go_on.wait(60))[0])
     assert ready.wait(30)
     generation = ask(agent, "cloud", chunk_tokens=4)  # ten chunks, none answered before all are sent
     reader = threading.Thread(target=generation.result)

@@ -99,7 +99,7 @@ def test_a_stuck_engine_is_an_error_of_the_step_when_nothing_else_can_finish(
     agent = agent_over(timeouts=Timeouts(step_s=0.6, silence_s=20.0, rejoin_s=0.0))
     agent.link()
     go_on = threading.Event()
-    cloud.server.executor._commands.put(lambda: go_on.wait(30) and None)
+    cloud.server.executor._commands.put(lambda _: go_on.wait(30) and None)
     try:
         with pytest.raises(LinkError, match="nothing else can finish") as error:
             ask(agent, "split").result()
@@ -119,7 +119,7 @@ def test_the_deadline_of_a_reply_is_kept(agent_over: AgentOver, cloud: RunningCl
         next(generation)
         generation._reply._meter.started_s -= 60.0  # as if it had been asked long ago
     else:
-        cloud.server.executor._commands.put(lambda: go_on.wait(30) and None)
+        cloud.server.executor._commands.put(lambda _: go_on.wait(30) and None)
         generation = ask(agent, arm, deadline_s=0.7)
     started_s = time.monotonic()
     try:

@@ -8,6 +8,9 @@ from pathlib import Path
 from reference import Reference
 from running_cloud import RunningCloud
 
+from splitglm_cloud.engine.alone import Alone
+from splitglm_cloud.engine.kv_pages import KvPages
+from splitglm_cloud.engine.runner_onnx import OnnxRunner
 from splitglm_core.plan import Precision
 from splitglm_core.ranges import LayerRange
 from splitglm_edge import Agent
@@ -35,4 +38,5 @@ def make_reference(model: Path, home: Path, precision: Precision) -> Reference:
     stack = open_stack(
         checkpoint, precision, layers=everything, embedding=True, head=True, store=store, options=options
     )
-    return Reference(stack, stack)
+    runner = OnnxRunner(stack, everything, embedding=True, head=True)
+    return Reference(stack, Alone(runner, KvPages(pages=1 << 20)))

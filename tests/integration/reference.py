@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from splitglm_cloud.engine.alone import Alone
 from splitglm_cloud.engine.slots import MAX_WORK_ROWS
 from splitglm_core.plan import Arm, SplitPlan
 from splitglm_core.ranges import LayerRange
@@ -22,10 +23,10 @@ from splitglm_wire import codec
 
 @dataclass(frozen=True)
 class Reference:
-    """Decodes with one stack for the device's layers and one for the cloud's."""
+    """Decodes with the device's stack for its layers and the cloud's runner, nobody else aboard, for the cloud's."""
 
     device: LayerStack
-    cloud: LayerStack
+    cloud: Alone
 
     def tokens(
         self,

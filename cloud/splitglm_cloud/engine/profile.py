@@ -5,23 +5,21 @@ from __future__ import annotations
 import time
 
 from splitglm_cloud.engine.alone import Alone
-from splitglm_cloud.engine.kv_pages import KvPages
+from splitglm_cloud.engine.kv_pages import PAGE_POSITIONS, KvPages
 from splitglm_cloud.engine.runner import Runner
 from splitglm_core.plan import Codec
 from splitglm_core.ranges import LayerRange
-from splitglm_glm.measure import measure
+from splitglm_glm.measure import MEASURED_POSITIONS, measure
 from splitglm_partitioner.layer_times import LayerTimes, PrefillPoint
 from splitglm_partitioner.profiles import CloudProfile
 
 
 def measure_cloud(
-    runner: Runner, pages: KvPages, layers: LayerRange, *, embedding: bool, head: bool, codecs: tuple[Codec, ...]
+    runner: Runner, layers: LayerRange, *, embedding: bool, head: bool, codecs: tuple[Codec, ...]
 ) -> CloudProfile:
-    """Time the served layers on this machine; takes about a second for a small model on a CPU.
-
-    Args:
-        pages: of the pool that the runner has reserved; nobody else uses it meanwhile.
-    """
+    """Time the served layers on this machine, before anybody is served; about a second for a small model on a CPU."""
+    pages = KvPages(pages=len(layers) * (MEASURED_POSITIONS // PAGE_POSITIONS + 1))
+    runner.reserve(pages.total)
     alone = Alone(runner, pages)
     seconds = measure(alone, layers, shape=runner.shape, embedding=embedding, head=head, now_s=time.perf_counter)
     times = LayerTimes(

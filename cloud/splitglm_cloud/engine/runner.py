@@ -73,7 +73,7 @@ class Runner(Protocol):
         """Runtime and device, for logs and ``splitglm doctor``: ``onnxruntime CPU`` or ``torch cuda:0``."""
 
     def reserve(self, pages: int) -> None:
-        """Make room for a pool of so many pages; called once, before the first cache."""
+        """Make room for a pool of so many pages; called while no cache has any, and again to change its size."""
 
     def new_cache(self, layers: LayerRange, capacity: int) -> Cache: ...
 
