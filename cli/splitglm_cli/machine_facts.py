@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
+from splitglm_cli.serving_facts import serving_facts
 from splitglm_core.version import VERSION
 
 _PACKAGES: Final = ("numpy", "onnxruntime", "onnx", "grpcio", "cryptography", "tokenizers", "typer", "torch")
@@ -49,6 +50,7 @@ def machine_facts() -> dict[str, Any]:
             "models": [model.name for model in store.list()],
             "free_gb": round(shutil.disk_usage(existing).free / 1e9, 1),
         },
+        "serving": serving_facts(memory.available),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import select
 import sys
 import time
@@ -118,4 +119,4 @@ def _pressed_q(wait_s: float) -> bool:
         time.sleep(wait_s)
         return False
     ready, _, _ = select.select([sys.stdin], [], [], wait_s)
-    return bool(ready) and sys.stdin.read(1).lower() in ("q", "")
+    return bool(ready) and os.read(sys.stdin.fileno(), 1).lower() in (b"q", b"")

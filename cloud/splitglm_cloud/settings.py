@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
-import platformdirs
-
 from splitglm_cloud.settings_spec import Setting, known_settings
 from splitglm_core.errors import InputError
 from splitglm_core.plan import Precision
@@ -170,6 +168,8 @@ class CloudSettings:
 
 def default_key_file() -> Path:
     """Where a node's identity key is kept unless told otherwise."""
+    import platformdirs  # the command line reads this file at every start
+
     return Path(platformdirs.user_config_dir("splitglm", appauthor=False)) / "node.key"
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,10 +30,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     patch.setenv("SPLITGLM_HOME", str(folder / "store"))
     patch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
     patch.setenv("SPLITGLM_THREADS", "1")
+    runtime = tempfile.mkdtemp(prefix="sg")  # short: sockets have short names
+    patch.setenv("SPLITGLM_RUNTIME_DIR", runtime)
     # Every start of a process is once instead of twice; test_main.py watches the relaunch itself.
     patch.setenv("SPLITGLM_HUGE_PAGES", "0")
     yield folder
     patch.undo()
+    shutil.rmtree(runtime, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

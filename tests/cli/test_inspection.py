@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from cli_runs import LAYERS, Run, Served, one_line_error
 
 from splitglm_cli.machine_facts import cpu_features
@@ -66,6 +67,25 @@ def test_doctor_reports_this_machine(splitglm: Run, tiny: str) -> None:
     assert isinstance(report["huge_pages"]["possible"], bool)
     words = splitglm("doctor").out
     assert all(name in words for name in ("packages", "processor", "memory", "store", "huge_pages"))
+
+
+def test_doctor_says_what_serving_here_would_meet(
+    splitglm: Run, tiny: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    serving = splitglm("doctor", "--json").document()["serving"]
+    assert serving["executor"] == "inline" and "GB free" in serving["kv_budget"]
+    assert {"open_files", "shared_memory", "status_sockets", "accelerator", "traces"} <= set(serving)
+    monkeypatch.setenv("SPLITGLM_CLOUD_KV_BUDGET_BYTES", "900TiB")
+    monkeypatch.setenv("SPLITGLM_CLOUD_MAX_STREAMS", "100000000")
+    tmp_path.chmod(0o755)
+    monkeypatch.setenv("SPLITGLM_CLOUD_RUNTIME_DIR", str(tmp_path))
+    serving = splitglm("doctor", "--json").document()["serving"]
+    assert "more than" in serving["kv_budget"] and "SPLITGLM_CLOUD_KV_BUDGET_BYTES" in serving["settings"]
+    assert "ulimit -n" in serving["open_files"] or serving["open_files"] == "no limit"
+    assert "not this user's alone" in serving["status_sockets"]
+    monkeypatch.setenv("SPLITGLM_CLOUD_MAX_STREAMS", "many")
+    outcome = splitglm("doctor", "--json")
+    assert outcome.code == 0 and "SPLITGLM_CLOUD_MAX_STREAMS" in outcome.document()["serving"]["settings"]
 
 
 def test_doctor_meets_a_cloud(splitglm: Run, tiny: str, cloud: Served) -> None:

@@ -596,3 +596,39 @@ def test_a_refusal_costs_less_than_a_millisecond() -> None:
         world.table.receive(stream, frame)
     assert (time.process_time() - started_s) / 300 < 1e-3
     assert stream.codes() == [ErrorCode.OVERLOADED] * 300
+
+
+def test_the_status_tells_what_a_session_does_and_gives_no_right_to_it() -> None:
+    world = World()
+    stream = world.stream()
+    world.table.receive(stream, open_frame(200))
+    (opened,) = world.table.status()
+    assert (opened.number, opened.arm, opened.s, opened.t, opened.state) == (1, "cloud", 0, 4, "idle")
+    assert opened.tenant == SOMEBODY.tenant and opened.criticality == "critical"
+    world.table.receive(stream, step_frame())
+    world.table.on_outcome(1, token(42))
+    (running,) = world.table.status()
+    assert running.state == "running" and (running.up_bytes, running.down_bytes) == (8, 4)
+    world.table.on_outcome(1, token(43, last=True))
+    world.table.detach(stream, 5.0)
+    (away,) = world.table.status()
+    assert away.state == "away" and away.positions == 3
+    assert away.kv_bytes == 3 * SHAPE.kv_bytes_per_token(layers=4)
+    shown = repr(away)
+    assert bytes([200] * 16).hex() not in shown and repr(bytes([200] * 16)) not in shown
+    world.table.sweep(1e9)
+    assert world.table.status() == ()
+
+
+def test_finished_replies_are_told_to_who_traces_them() -> None:
+    world = World()
+    replies: list[Any] = []
+    world.table._on_reply = replies.append
+    stream = world.stream()
+    world.table.receive(stream, open_frame(1))
+    world.table.receive(stream, step_frame())
+    world.table.on_outcome(1, token(42, last=True))
+    assert replies == []
+    world.table.receive(stream, Close(handle=1, fence=1))
+    (reply,) = replies
+    assert (reply.session, reply.rows, reply.answers, reply.outcome) == (1, 2, 1, "ok")
