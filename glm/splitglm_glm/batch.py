@@ -98,10 +98,9 @@ class BatchStack:
         used = {layer.before.get_providers()[0] for layer in self._layers.values()}
         return tuple(sorted(used.union(self._stack.providers if self._stack.loaded_parts() else ())))
 
-    @property
-    def loaded(self) -> tuple[int, ...]:
-        """Numbers of the loaded layers, ascending."""
-        return tuple(sorted(self._layers))
+    def loaded_parts(self) -> tuple[str, ...]:
+        """Names of the loaded parts, layers and vocabulary, sorted."""
+        return tuple(sorted({*map(layer_part, self._layers), *self._stack.loaded_parts()}))
 
     def preload(self, layers: LayerRange) -> None:
         """Load these layers now instead of at the first batch.

@@ -93,7 +93,7 @@ def test_a_cut_onnx_cache_leaves_no_trace_of_what_was_cut(model: Path, home: Pat
 def test_the_onnx_runner_loads_only_what_it_was_asked_for(model: Path, tmp_path: Path) -> None:
     runner = make("onnx", model, tmp_path, LayerRange(1, 3), text=False)
     assert isinstance(runner, OnnxRunner)
-    assert runner._stack.loaded_parts() == ("layer-001", "layer-002")
+    assert runner.loaded_parts() == ("layer-001", "layer-002")
     built = {path.name for path in tmp_path.rglob("*") if path.is_file()}
     assert not any(
         "embedding" in name or "head" in name or "layer-000" in name or "layer-003" in name for name in built

@@ -275,7 +275,7 @@ def test_only_the_layers_asked_for_are_loaded_and_none_of_the_whole_ones(tmp_pat
     stack = open_stack(tmp_path, Precision.INT8)
     batches = BatchStack(stack, exact=True)
     batches.preload(LayerRange(1, 3))
-    assert batches.loaded == (1, 2)
+    assert batches.loaded_parts() == ("layer-001", "layer-002")
     assert stack.loaded_parts() == ()
 
 

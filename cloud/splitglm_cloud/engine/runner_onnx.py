@@ -38,6 +38,10 @@ class OnnxRunner:
     def name(self) -> str:
         return f"onnxruntime {', '.join(self._batch.providers)} {self._stack.precision.value}"
 
+    def loaded_parts(self) -> tuple[str, ...]:
+        """Names of what is in memory: ``embedding``, ``layer-007``, ``head``; sorted."""
+        return self._batch.loaded_parts()
+
     def reserve(self, pages: int) -> None:
         """Nothing to do: each cache has addresses of its own, and the system puts pages behind those in use."""
 
