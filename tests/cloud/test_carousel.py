@@ -5,47 +5,13 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from carousel_works import LAYERS, prompt, work
 
 from splitglm_cloud.engine.carousel import Carousel, SweepLimits
-from splitglm_cloud.engine.work import Segment, Work
+from splitglm_cloud.engine.work import Segment
 from splitglm_core.criticality import Criticality
 from splitglm_core.errors import InputError, InternalError
 from splitglm_core.ranges import LayerRange
-
-LAYERS = 12
-
-
-def work(
-    session: int,
-    start: int = 0,
-    stop: int = LAYERS,
-    *,
-    rows: int = 1,
-    decode: bool = True,
-    tenant: str = "",
-    weight: float = 1.0,
-    criticality: Criticality = Criticality.CRITICAL,
-    deadline_s: float = math.inf,
-) -> Work:
-    return Work(
-        session=session,
-        seq=1,
-        layers=LayerRange(start, stop),
-        base=0,
-        rows=rows,
-        decode=decode,
-        tenant=tenant,
-        weight=weight,
-        criticality=criticality,
-        deadline_s=deadline_s,
-    )
-
-
-def prompt(session: int, start: int = 0, stop: int = LAYERS, *, rows: int, **more: object) -> Work:
-    return work(session, start, stop, rows=rows, decode=False, **more)  # type: ignore[arg-type]
 
 
 def turn(carousel: Carousel, now_s: float = 0.0) -> Segment:
@@ -65,122 +31,6 @@ def sweep(carousel: Carousel, now_s: float = 0.0) -> dict[int, int]:
         if not carousel.riding and (not len(carousel) or carousel.position >= LAYERS):
             assert carousel.sweeps == begun
             return rode
-
-
-class Rides(RuleBasedStateMachine):
-    """Any order of adding, running, removing and expiring."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.limits = SweepLimits(
-            max_rows=8,
-            prefill_rows_beside_decode=3,
-            min_prefill_rows=2,
-            min_decode_rows=2,
-            stride_layers=3,
-            max_wait_s=9,
-        )
-        self.carousel = Carousel(limits=self.limits)
-        self.now_s = 0.0
-        self.waiting: dict[int, Work] = {}
-        self.riders: dict[int, tuple[Work, int]] = {}  # with the layer each needs next
-        self.out: Segment | None = None
-
-    @rule(
-        session=st.integers(0, 7),
-        start=st.integers(0, LAYERS - 1),
-        depth=st.integers(1, LAYERS),
-        rows=st.integers(1, 20),
-        decode=st.booleans(),
-        tenant=st.sampled_from("ab"),
-        criticality=st.sampled_from(Criticality),
-        patience=st.sampled_from([3.0, math.inf]),
-    )
-    def add(self, session, start, depth, rows, decode, tenant, criticality, patience) -> None:  # type: ignore[no-untyped-def]
-        added = work(
-            session,
-            start,
-            min(LAYERS, start + depth),
-            rows=rows,
-            decode=decode,
-            tenant=tenant,
-            criticality=criticality,
-            deadline_s=self.now_s + patience,
-        )
-        if session in self.waiting or session in self.riders:
-            with pytest.raises(InternalError):
-                self.carousel.add(added, self.now_s)
-        else:
-            self.carousel.add(added, self.now_s)
-            self.waiting[session] = added
-
-    @rule(session=st.integers(0, 7))
-    def remove(self, session: int) -> None:
-        known = self.waiting.pop(session, None) or self.riders.pop(session, None)
-        assert self.carousel.remove(session) is (known is not None)
-
-    @rule(seconds=st.sampled_from([0.5, 4.0, 20.0]))
-    def time_passes(self, seconds: float) -> None:
-        self.now_s += seconds
-        late = {session for session, one in self.waiting.items() if one.deadline_s < self.now_s}
-        assert {one.session for one in self.carousel.expire(self.now_s)} == late
-        for session in late:
-            del self.waiting[session]
-
-    @precondition(lambda self: self.out is None)
-    @rule()
-    def begin(self) -> None:
-        self.out = self.carousel.next_segment(self.now_s)
-        if self.out is None:
-            assert not self.waiting and not self.riders
-            return
-        for rider in self.out.riders:
-            boarded = self.waiting.pop(rider.session, None)
-            if boarded is not None:
-                assert boarded.layers.start == self.out.layers.start
-                assert rider.rows == boarded.rows or (
-                    rider.rows < boarded.rows and not (boarded.decode and boarded.rows <= 6)
-                )
-                self.riders[rider.session] = rider, boarded.layers.start
-            assert self.riders[rider.session] == (rider, self.out.layers.start)
-            assert rider.layers.covers(self.out.layers)
-        assert {rider.session for rider in self.out.riders} == self.riders.keys()
-        assert 0 < len(self.out.layers) <= self.limits.stride_layers and 0 < self.out.rows <= self.limits.max_rows
-
-    @precondition(lambda self: self.out is not None)
-    @rule()
-    def finish(self) -> None:
-        segment, self.out = self.out, None
-        assert segment is not None
-        expected = []
-        for rider in segment.riders:
-            if self.riders.get(rider.session, (None, 0))[0] is rider:
-                self.riders[rider.session] = rider, segment.layers.stop
-                if rider.layers.stop == segment.layers.stop:
-                    del self.riders[rider.session]
-                    expected.append(rider)
-        assert list(self.carousel.finished(segment)) == expected
-
-    @invariant()
-    def books_agree(self) -> None:
-        if self.out is None:
-            self.carousel.check_integrity()
-        assert len(self.carousel) == len(self.waiting) and self.carousel.riding == len(self.riders)
-        assert sum(self.carousel.waiting_by_class()) == len(self.waiting)
-
-    def teardown(self) -> None:
-        if self.out is not None:
-            self.finish()
-        for _ in range(20 * LAYERS):
-            self.begin()
-            if self.out is None:
-                break
-            self.finish()
-        assert not self.waiting and not self.riders
-
-
-Rides.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
-TestRides = Rides.TestCase
 
 
 def test_works_of_different_depth_share_the_layers_they_have_in_common() -> None:
@@ -264,6 +114,52 @@ def test_what_waits_is_counted_by_class_and_age() -> None:
         carousel.add(work(session, criticality=Criticality(criticality)), float(session))
     assert carousel.waiting_by_class() == (1, 0, 1, 2)
     assert carousel.oldest_wait_s(5.0) == 5.0
+
+
+def test_more_critical_work_boards_first_and_within_a_class_whoever_had_least() -> None:
+    carousel = Carousel(limits=SweepLimits(max_rows=48, max_wait_s=math.inf))
+    for session, criticality in enumerate([4, 3, 2, 1]):
+        carousel.add(work(session, rows=30, criticality=Criticality(criticality)), 0.0)
+    assert [sweep(carousel) for _ in range(4)] == [{3: 30}, {2: 30}, {1: 30}, {0: 30}]
+    for session, tenant in enumerate("aab"):
+        carousel.add(work(session, rows=30, tenant=tenant), 0.0)
+    assert [sweep(carousel) for _ in range(3)] == [{0: 30}, {2: 30}, {1: 30}]
+
+
+def test_an_overdue_prompt_boards_although_decode_has_come_since_the_sweep_began() -> None:
+    carousel = Carousel(limits=SweepLimits(max_wait_s=5.0))
+    carousel.add(prompt(1, 8, rows=40), 0.0)
+    carousel.add(prompt(2, rows=60), 6.0)
+    assert [rider.session for rider in turn(carousel, 6.0).riders] == [2]
+    carousel.add(work(3, 4), 6.0)
+    assert sweep(carousel, 6.0) == {1: 16, 2: 60, 3: 1}
+
+
+def test_those_who_were_there_when_the_sweep_began_keep_their_places() -> None:
+    carousel = Carousel(limits=SweepLimits(max_rows=48))
+    carousel.add(work(1), 0.0)
+    carousel.add(work(2, 8, rows=30), 0.0)
+    turn(carousel)
+    for session in range(3, 6):
+        carousel.add(work(session, 4, rows=10, criticality=Criticality.CRITICAL_PLUS), 0.0)
+    assert sweep(carousel) == {1: 1, 3: 10, 2: 30}
+    assert carousel.sweeps == 1
+
+
+def test_a_place_that_becomes_free_is_taken_in_the_same_sweep_and_one_that_is_not_costs_no_stop() -> None:
+    carousel = Carousel(limits=SweepLimits(max_rows=48, stride_layers=LAYERS))
+    carousel.add(work(1), 0.0)
+    carousel.add(work(2, 0, rows=30), 0.0)
+    carousel.add(work(3, 6, rows=30), 0.0)
+    assert turn(carousel).layers == LayerRange(0, LAYERS)
+    assert sweep(carousel) == {3: 30}
+    carousel.add(work(1, 0, 4), 0.0)
+    for session, start in ((2, 0), (3, 2), (4, 6)):
+        carousel.add(work(session, start, rows=30), 0.0)
+    assert turn(carousel).layers == LayerRange(0, 4)
+    carousel.remove(2)
+    begun = carousel.sweeps
+    assert turn(carousel).layers == LayerRange(6, LAYERS) and carousel.sweeps == begun
 
 
 def test_misuse_is_refused() -> None:
