@@ -37,7 +37,7 @@ def measure(target: Target, client: str, plan: SplitPlan, hidden: int, args: arg
     row = np.random.default_rng(1).standard_normal((1, hidden), np.float32)
     found = {}
     for index, (sessions, rate) in enumerate(LOADS):
-        task = Task(plan=plan, row=row, sessions=sessions, steps_per_s=rate, seconds=args.seconds)
+        task = Task(plans=(plan,) * sessions, row=row, steps_per_s=rate, seconds=args.seconds)
         timed = CLIENTS[client](target, task)
         overhead = (np.array(timed.total) - np.array(timed.compute)) * 1e3
         found[index] = {

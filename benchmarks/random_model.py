@@ -32,6 +32,7 @@ class Sizes:
 SHAPES = {
     # config.json of THUDM/glm-edge-1.5b-chat: full rotary, no biases, tied embeddings
     "glm-edge-1.5b": Sizes(hidden=2048, layers=28, heads=16, kv_heads=4, head_dim=128, intermediate=6144, vocab=59264),
+    "tiny-even": Sizes(hidden=128, layers=8, heads=4, kv_heads=2, head_dim=32, intermediate=256, vocab=512),
     "tiny": Sizes(hidden=128, layers=3, heads=4, kv_heads=2, head_dim=32, intermediate=256, vocab=512),
 }
 

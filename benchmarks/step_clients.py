@@ -1,6 +1,6 @@
 """Two clients that time single steps: the product's own (threads), and one on asyncio without a thread hand-over.
 
-Both send one hidden state up and wait for one token down, at given times or one step right after the other, and both
+Both send one hidden state up and wait for the answer, at given times or one step right after the other, and both
 count from when a step was meant to be sent.
 """
 
@@ -12,10 +12,11 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from splitglm_core.plan import SplitPlan
+from splitglm_core.plan import HeadSide, SplitPlan
 from splitglm_core.sampling import SamplingParams
 from splitglm_edge.link import CloudLink
 from splitglm_edge.remote import RemoteSession
@@ -43,15 +44,19 @@ class Task:
     """What every session does.
 
     Attributes:
+        plans: one per session; split sessions ask for a token per step, U-shape sessions for a hidden state.
         row: hidden state, float32 (1, hidden).
         steps_per_s: of all sessions together, Poisson; None: the next step as soon as an answer is there.
     """
 
-    plan: SplitPlan
+    plans: tuple[SplitPlan, ...]
     row: np.ndarray
-    sessions: int
     steps_per_s: float | None
     seconds: float
+
+    @property
+    def sessions(self) -> int:
+        return len(self.plans)
 
     def arrivals(self, session: int) -> Iterator[float | None]:
         """Intended times from the start; None: at once. Ends with the run."""
@@ -83,14 +88,14 @@ def by_threads(target: Target, task: Task) -> Timed:
 
 
 def _thread(link: CloudLink, task: Task, session: int, start_s: float, timed: Timed) -> None:
-    remote = RemoteSession(lambda: link, Timeouts())
+    remote, plan = RemoteSession(lambda: link, Timeouts()), task.plans[session]
     remote.begin(
-        plan=task.plan, sampling=SamplingParams(), context=CONTEXT, keep=0, stop_ids=(), generated=(), deadline_s=None
+        plan=plan, sampling=SamplingParams(), context=CONTEXT, keep=0, stop_ids=(), generated=(), deadline_s=None
     )
 
     def step() -> float:
-        payload = codec.encode(task.row, task.plan.codec, base=remote.length)
-        remote.step(rows_kind=Rows.HIDDEN, rows=1, payload=payload, reply=Reply.TOKEN, generate=1)
+        payload = codec.encode(task.row, plan.codec, base=remote.length)
+        remote.step(rows_kind=Rows.HIDDEN, rows=1, payload=payload, **_asked(plan))
         while not isinstance(event := remote.wait(), StepDone):
             pass
         return event.compute_s
@@ -124,11 +129,12 @@ async def _by_asyncio(target: Target, task: Task) -> Timed:
 async def _coroutine(stream: LoadStream, task: Task, session: int, start_s: float, timed: Timed) -> None:
     handle, inbox = stream.open_inbox()
     machine = DeviceSession(handle=handle, session_id=os.urandom(16))
-    stream.send(machine.open(plan=task.plan, sampling=SamplingParams(), context=CONTEXT, keep=0))
+    plan = task.plans[session]
+    stream.send(machine.open(plan=plan, sampling=SamplingParams(), context=CONTEXT, keep=0))
 
     async def step() -> float:
-        payload = codec.encode(task.row, task.plan.codec, base=machine.length)
-        stream.send(machine.step(rows_kind=Rows.HIDDEN, rows=1, payload=payload, reply=Reply.TOKEN, generate=1)[1])
+        payload = codec.encode(task.row, plan.codec, base=machine.length)
+        stream.send(machine.step(rows_kind=Rows.HIDDEN, rows=1, payload=payload, **_asked(plan))[1])
         while True:
             received = await inbox.get()
             if received is None:
@@ -151,6 +157,11 @@ async def _coroutine(stream: LoadStream, task: Task, session: int, start_s: floa
         _note(timed, await step(), intended_s, lag_s)
     stream.send(machine.close())
     stream.drop_inbox(handle)
+
+
+def _asked(plan: SplitPlan) -> dict[str, Any]:
+    token = plan.head is HeadSide.CLOUD
+    return {"reply": Reply.TOKEN if token else Reply.LAST_HIDDEN, "generate": int(token)}
 
 
 def _note(timed: Timed, compute_s: float, intended_s: float, lag_s: float) -> None:
