@@ -149,8 +149,7 @@ class _Group:
         more rows where rows are few, entries of a batch that see the same memory where they are many.
         """
         if self._slots is not None:
-            k = self._pool.keys.index_select(0, self._slots[index])
-            v = self._pool.values.index_select(0, self._slots[index])
+            k, v = self._pool.gather(self._slots[index])
         return (self._attend_alone if self._rows_each > FEW_ROWS else self._attend_together)(q, k, v)
 
     def _attend_alone(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from splitglm_cloud.engine.kv_pages import PAGE_POSITIONS
 from splitglm_core.errors import DeviceError, InternalError
@@ -67,6 +68,7 @@ class PagePool:
         self.keys = torch.empty(size, dtype=self.dtype, device=self.device)
         self.values = torch.empty(size, dtype=self.dtype, device=self.device)
         self._taken = np.zeros(pages, np.bool_)
+        self._gathered = torch.empty((2, 0, *size[1:]), dtype=self.dtype, device=self.device)
         for tensor in (self.keys, self.values):
             if self._poison_freed:
                 tensor.fill_(torch.nan)
@@ -85,6 +87,20 @@ class PagePool:
     def null_page(self) -> int:
         """A page of zeros that belongs to nobody."""
         return self.pages
+
+    def gather(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [n, g, d] of ``slots`` [n], integers on the pool's device; good until the next call.
+
+        They lie in memory that is kept: of fresh pages of the host, most of the time would go into page faults.
+        """
+        n = slots.shape[0]
+        if n > self._gathered.shape[1]:
+            rounded = 1 << (n - 1).bit_length()  # contexts grow by a position at a time
+            self._gathered = self.keys.new_empty((2, rounded, *self.keys.shape[1:]))
+        keys, values = self._gathered[0, :n], self._gathered[1, :n]
+        torch.index_select(self.keys, 0, slots, out=keys)
+        torch.index_select(self.values, 0, slots, out=values)
+        return keys, values
 
     def take(self, ids: NDArray[np.int64]) -> None:
         """Mark pages as somebody's.
