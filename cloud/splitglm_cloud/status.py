@@ -29,7 +29,7 @@ class SessionStatus:
         state: ``away`` (its device is not connected), ``idle``, ``running`` (a step waits or is computed) or
             ``rebuilding`` (its keys and values are computed anew).
         age_s: since it was opened.
-        answers_per_s: tokens, or rows sent down, of the reply at hand.
+        answers_per_s: of the reply at hand; an answer is a token or, with the tail on the device, a step's rows.
         kv_bytes: what its positions take.
         up_bytes, down_bytes: payloads.
     """

@@ -76,6 +76,21 @@ def test_first_and_further_answers_are_timed_by_class() -> None:
     assert it.watch.answers_per_s == pytest.approx(2 / 7.25)
 
 
+def test_with_the_tail_on_the_device_the_last_answer_to_the_prompt_is_the_first_token() -> None:
+    it = Watched()
+    it.watch.configured(configure(), 0.0)
+    for seq, now_s in ((1, 1.0), (2, 2.0)):
+        it.watch.submitted(step(100, seq), now_s)
+        it.watch.answered(answer(rows=100), now_s + 0.5)
+    assert it.value(names.TIME_TO_FIRST_TOKEN_SECONDS + "_count", **labels()) is None
+    it.watch.submitted(step(1, 3), 4.0)
+    it.watch.answered(answer(), 4.25)
+    assert it.value(names.TIME_TO_FIRST_TOKEN_SECONDS + "_sum", **labels()) == 1.5
+    assert it.value(names.INTER_TOKEN_LATENCY_SECONDS + "_sum", **labels()) == 0.25
+    it.watch.ended(5.0)
+    assert (it.replies[0].rows, it.replies[0].answers, it.replies[0].first_answer_s) == (201, 2, 2.5)
+
+
 def test_every_step_ends_in_one_outcome() -> None:
     it = Watched()
     it.watch.configured(configure(), 0.0)

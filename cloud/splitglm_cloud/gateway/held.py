@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Protocol
 
 from splitglm_cloud.engine.events import Owner
 from splitglm_cloud.gateway.load import Claim
-from splitglm_cloud.gateway.reply_watch import ReplyWatch
+from splitglm_cloud.gateway.reply_watch import FEW_ROWS, ReplyWatch
 from splitglm_cloud.metrics import class_label
 from splitglm_cloud.status import SessionStatus
 from splitglm_core.criticality import Criticality
 from splitglm_core.shapes import ModelShape
 from splitglm_wire.cloud import CloudSession, Output
 from splitglm_wire.frames import Frame, Open, Step
-
-FEW_ROWS: Final = 32
-"""A step of a reply under way brings one row, or those of a draft; more are a prompt's."""
 
 
 class Stream(Protocol):

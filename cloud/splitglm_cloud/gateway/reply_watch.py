@@ -1,7 +1,9 @@
 """One session's replies as the gateway sees them: how long each part took, for histograms, traces and ``splitglm top``.
 
 A reply has no frame that ends it: it is over when another begins, when its session goes, or after ``SILENCE_S`` without
-work. Times are of the gateway: from a step's acceptance to its answer, without device and link.
+work. Where the tail runs on the device, every chunk of a prompt is answered with as many rows as it has: its last such
+answer counts as the first token. Times are of the gateway: from a step's acceptance to its answer, without device and
+link.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from splitglm_core.plan import SplitPlan
 from splitglm_wire.actions import Configure, Output
 from splitglm_wire.frames import ErrorCode, Step
 
+FEW_ROWS: Final = 32
+"""A step of a reply under way brings one row, or those of a draft; more are a prompt's."""
 SILENCE_S: Final = 30.0
 MAX_PARTS: Final = 64
 """Parts of one reply that are traced singly; all are in its sums."""
@@ -36,7 +40,7 @@ class ReplyRecord:
 
     Attributes:
         rows: positions that came up.
-        answers: tokens, or rows of hidden states, that went down.
+        answers: that went down after the prompt was complete: a token or a few rows of hidden states each.
         outcome: ``ok``, or the name of the error code that ended it last.
     """
 
@@ -62,6 +66,7 @@ class _Reply:
     start_s: float
     end_s: float
     first_s: float | None = None
+    prompt_s: float | None = None  # of the last answer to many rows
     rows: int = 0
     answers: int = 0
     queue_s: float = 0.0
@@ -117,8 +122,11 @@ class ReplyWatch:
         """A step was handed to the executor."""
         if self._reply is None:
             self._reply = _Reply(now_s, now_s)
-        self._reply.rows += step.rows
-        self._reply.end_s = self._step_s = now_s
+        reply = self._reply
+        if reply.first_s is None and reply.prompt_s is not None and step.rows <= FEW_ROWS:
+            self._first(reply, reply.prompt_s)
+        reply.rows += step.rows
+        reply.end_s = self._step_s = now_s
 
     def answered(self, output: Output, now_s: float) -> None:
         """A part of the running step's answer."""
@@ -135,13 +143,13 @@ class ReplyWatch:
             if output.queue_us:
                 reply.part("queue", now_s - back_s - queue_s, now_s - back_s)
             reply.part("back", now_s - back_s, now_s)
-        if output.rows:
-            if reply.first_s is None:
-                reply.first_s = now_s
-                self._metrics.first_token.labels(self._label).observe(now_s - reply.start_s)
-            else:
-                self._metrics.next_token.labels(self._label).observe(now_s - step_s)
-            reply.answers += output.rows
+        if output.rows > FEW_ROWS:
+            reply.prompt_s = now_s
+        elif output.rows and reply.first_s is None:
+            self._first(reply, now_s)
+        elif output.rows:
+            reply.answers += 1
+            self._metrics.next_token.labels(self._label).observe(now_s - step_s)
         self._step_s = None if output.last else now_s
         if output.last:
             self._count("ok")
@@ -203,6 +211,10 @@ class ReplyWatch:
                     parts=tuple(reply.parts),
                 )
             )
+
+    def _first(self, reply: _Reply, first_s: float) -> None:
+        reply.first_s, reply.answers = first_s, 1
+        self._metrics.first_token.labels(self._label).observe(first_s - reply.start_s)
 
     def _count(self, outcome: str) -> None:
         self._metrics.steps.labels(self._label, outcome).inc()
