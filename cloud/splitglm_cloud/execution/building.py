@@ -70,12 +70,13 @@ def build(spec: EngineSpec, progress: Progress | None = None) -> Built:
     pages = KvPages.for_budget(spec.kv_budget_bytes, one)
     if not pages.total:
         raise InputError(f"{spec.kv_budget_bytes} bytes hold no page of keys and values", "raise the KV budget")
-    runner.reserve(pages.total)
     codecs = tuple(Codec)
     if spec.profile:
         profile = CloudProfile.from_json(spec.profile)
     else:
-        profile = measure_cloud(runner, pages, layers, embedding=embedding, head=head, codecs=codecs)
+        profile = measure_cloud(runner, layers, embedding=embedding, head=head, codecs=codecs)
+    runner.reserve(pages.total)
+    runner.reserve(pages.total)
     limits = SweepLimits(
         max_rows=spec.max_rows,
         prefill_rows_beside_decode=spec.prefill_rows_beside_decode,

@@ -18,10 +18,14 @@ from splitglm_core.errors import InternalError
 ALIGN_BYTES: Final = 64
 PAGE_BYTES: Final = 4096
 """Before the rings: the worker's pulse (``pulse.Pulse``)."""
-INLINE_BYTES: Final = 16 << 10
-"""Up to here a second frame of the message costs no more than the ring (benchmarks/executors.py)."""
+INLINE_BYTES: Final = 32 << 10
+"""Up to here a second frame of the message costs less than the ring (benchmarks/executors.py)."""
 RING_BYTES: Final = 16 << 20
 """As many prefill chunks of the largest size as a worker computes in a while; beyond them payloads travel inline."""
+
+
+TELL_BYTES: Final = 256 << 10
+"""So much is read before it is given back: then the message that does so costs little beside what it frees."""
 
 
 class Ring:
@@ -46,9 +50,12 @@ class Ring:
     def allocate(self, size: int) -> int | None:
         """Position of ``size`` contiguous bytes; None when there is no room now."""
         place = self._head % self.capacity
-        start = self._head if place + size <= self.capacity else self._head + self.capacity - place
+        # Where nothing is out it begins again at the front: few pages are touched, and those lie in the caches.
+        empty = self._tail == self._head
+        fits = place + size <= self.capacity and not empty
+        start = self._head if fits or not place else self._head + self.capacity - place
         end = start + aligned(size)
-        tail = start if self._tail == self._head else self._tail  # where nothing is out, nothing is lost by skipping
+        tail = start if empty else self._tail
         if size <= 0 or end - tail > self.capacity:
             return None
         self._head, self._tail = end, tail
@@ -156,7 +163,7 @@ class Reader:
 
     def to_tell(self) -> int | None:
         """How far the writer may reuse the ring, when it is time to say so."""
-        if self._read - self._told < len(self._view) // 8:
+        if self._read - self._told < min(TELL_BYTES, len(self._view) // 8):
             return None
         self._told = self._read
         return self._read

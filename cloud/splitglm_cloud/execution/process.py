@@ -18,6 +18,7 @@ from splitglm_cloud.engine.events import Emit, Owner
 from splitglm_cloud.engine.stats import EngineStats
 from splitglm_cloud.execution import messages
 from splitglm_cloud.execution.facts import EngineFacts, EngineSpec
+from splitglm_cloud.execution.payloads import INLINE_BYTES
 from splitglm_cloud.execution.roster import Order
 from splitglm_cloud.execution.seats import Supervision, WorkerFacts
 from splitglm_cloud.execution.supervisor import Supervisor
@@ -37,6 +38,7 @@ class ProcessExecutor:
         on_lost: on the same thread, sessions whose worker died or was killed. Nothing more comes from it for them, and
             what was ordered for them before they are configured again has no effect.
         workers: processes; every session lives in one of them.
+        inline_bytes: larger payloads go through shared memory.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class ProcessExecutor:
         *,
         workers: int = 1,
         supervision: Supervision | None = None,
+        inline_bytes: int = INLINE_BYTES,
     ) -> None:
         if os.name != "posix":
             raise DeviceError("engine workers need a POSIX system", "use the inline executor")
@@ -57,6 +60,7 @@ class ProcessExecutor:
         self._emit = emit
         self._on_lost = on_lost
         self._supervision = supervision or Supervision()
+        self._inline_bytes = inline_bytes
         self._orders: deque[Order] = deque()
         self._woken = False
         self._stop_by_s: float | None = None
@@ -156,6 +160,7 @@ class ProcessExecutor:
             on_lost=self._on_lost,
             announce=self._news.put,
             supervision=self._supervision,
+            inline_bytes=self._inline_bytes,
             wake_fd=ear_fd,
         )
         try:

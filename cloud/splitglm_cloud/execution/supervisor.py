@@ -46,6 +46,7 @@ class Supervisor:
         on_lost: Callable[[tuple[int, ...]], None],
         announce: Announce,
         supervision: Supervision,
+        inline_bytes: int,
         wake_fd: int,
     ) -> None:
         self._spec = spec
@@ -53,6 +54,7 @@ class Supervisor:
         self._on_lost = on_lost
         self._announce: Announce | None = announce
         self._patience = supervision
+        self._inline_bytes = inline_bytes
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._poller = zmq.Poller()
         self._wake_fd = wake_fd
@@ -165,7 +167,13 @@ class Supervisor:
     def _start(self, seat: Seat, now_s: float) -> None:
         self._epoch += 1
         try:
-            worker = Worker(index=seat.index, epoch=self._epoch, spec=self._spec, context=self._context)
+            worker = Worker(
+                index=seat.index,
+                epoch=self._epoch,
+                spec=self._spec,
+                context=self._context,
+                inline_bytes=self._inline_bytes,
+            )
         except (OSError, DeviceError) as error:
             seat.pause(now_s, self._patience)
             failure = error if isinstance(error, DeviceError) else DeviceError(f"no engine worker: {error.strerror}")

@@ -19,7 +19,6 @@ import zmq
 
 from splitglm_cloud.engine.engine import Engine
 from splitglm_cloud.engine.events import Event
-from splitglm_cloud.engine.stats import EngineStats
 from splitglm_cloud.execution import messages
 from splitglm_cloud.execution.building import build
 from splitglm_cloud.execution.payloads import Memory, Reader, Writer
@@ -32,7 +31,7 @@ from splitglm_wire.actions import Output
 log = logging.getLogger(__name__)
 
 IDLE_BEAT_S: Final = 0.2
-STATS_PERIOD_S: Final = 0.25
+STATS_PERIOD_S: Final = 0.05
 _PR_SET_PDEATHSIG: Final = 1
 
 
@@ -97,29 +96,39 @@ class Loop:
         self._engine = engine
         self._channel = channel
         self._pulse = pulse
-        self._told = EngineStats()
+        self._changed = True  # since the figures were told
         self._told_s = 0.0
 
     def run(self) -> None:
         computing = False
         while True:
-            heard = self._channel.receive(0.0 if computing else IDLE_BEAT_S)
+            heard = self._channel.receive(0.0 if computing else self._rest_s())
             while heard is not None:
                 command, payload = heard
                 if isinstance(command, messages.Stop):
                     self._engine.close()
-                    self._tell_stats(at_once=True)
+                    self._tell_stats()
                     return
                 self._obey(command, payload)
                 heard = self._channel.receive(0.0)
             started_s = time.monotonic()
             computing = self._engine.turn()
+            now_s = time.monotonic()
             if computing:
-                self._pulse.batch(time.monotonic() - started_s)
+                self._changed = True
+                self._pulse.batch(now_s - started_s)
             self._pulse.beat()
-            self._tell_stats(at_once=not computing)
+            if self._changed and now_s - self._told_s >= STATS_PERIOD_S:
+                self._tell_stats()
+
+    def _rest_s(self) -> float:
+        """How long there is nothing to do without a command."""
+        if not self._changed:
+            return IDLE_BEAT_S
+        return min(IDLE_BEAT_S, max(0.001, self._told_s + STATS_PERIOD_S - time.monotonic()))
 
     def _obey(self, command: messages.Command, payload: bytes) -> None:
+        self._changed = True
         if isinstance(command, messages.SubmitStep):
             self._engine.submit(command.session, messages.step_of(command, payload))
         elif isinstance(command, messages.ConfigureSession):
@@ -131,14 +140,9 @@ class Loop:
         elif isinstance(command, messages.DropSession):
             self._engine.drop(command.session)
 
-    def _tell_stats(self, *, at_once: bool) -> None:
-        now_s = time.monotonic()
-        if not at_once and now_s - self._told_s < STATS_PERIOD_S:
-            return
-        stats = self._engine.stats()
-        if stats != self._told:
-            self._channel.send(messages.StatsOf(self._channel.epoch, stats))
-            self._told, self._told_s = stats, now_s
+    def _tell_stats(self) -> None:
+        self._channel.send(messages.StatsOf(self._channel.epoch, self._engine.stats()))
+        self._changed, self._told_s = False, time.monotonic()
 
 
 def die_with_gateway(gateway_pid: int) -> None:

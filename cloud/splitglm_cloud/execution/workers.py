@@ -20,7 +20,7 @@ import zmq
 from splitglm_cloud.engine.stats import EngineStats
 from splitglm_cloud.execution import messages, pulse
 from splitglm_cloud.execution.facts import EngineFacts, EngineSpec
-from splitglm_cloud.execution.payloads import INLINE_BYTES, RING_BYTES, Memory, Reader, Writer
+from splitglm_cloud.execution.payloads import RING_BYTES, Memory, Reader, Writer
 from splitglm_cloud.execution.roster import Order
 from splitglm_core.errors import DeviceError, InternalError
 from splitglm_wire.actions import Abort, Configure, Cut, Submit
@@ -54,7 +54,15 @@ class Worker:
         DeviceError: the system has no room for another process, socket or mapping.
     """
 
-    def __init__(self, *, index: int, epoch: int, spec: EngineSpec, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    def __init__(
+        self,
+        *,
+        index: int,
+        epoch: int,
+        spec: EngineSpec,
+        context: zmq.Context[zmq.Socket[bytes]],
+        inline_bytes: int,
+    ) -> None:
         self.index = index
         self.epoch = epoch
         self.state = WorkerState.STARTING
@@ -63,8 +71,12 @@ class Worker:
         self.facts: EngineFacts | None = None
         self.watchdog: pulse.Watchdog | None = None
         self._folder = private_folder()
-        self._memory = Memory.create(RING_BYTES)
-        self._writer, self._reader = Writer(self._memory.down), Reader(self._memory.up)
+        try:
+            self._memory = Memory.create(RING_BYTES)
+        except OSError as error:
+            self.connected()
+            raise DeviceError(f"no shared memory for an engine worker: {error.strerror}") from error
+        self._writer, self._reader = Writer(self._memory.down, inline_bytes=inline_bytes), Reader(self._memory.up)
         self.socket = context.socket(zmq.PAIR)
         self.life, theirs = os.pipe()  # its other end is the worker's alone: it reads as ended when the worker has
         try:
@@ -72,26 +84,7 @@ class Worker:
                 self.socket.setsockopt(option, value)
             address = f"ipc://{self._folder / SOCKET_NAME}"
             self.socket.bind(address)
-            start = messages.Start(
-                spec=spec,
-                epoch=epoch,
-                index=index,
-                gateway_pid=os.getpid(),
-                address=address,
-                life_fd=theirs,
-                memory_fd=self._memory.fd,
-                ring_bytes=RING_BYTES,
-                inline_bytes=INLINE_BYTES,
-                log_level=logging.getLevelName(logging.getLogger().getEffectiveLevel()),
-            )
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "splitglm_cloud.execution.worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                pass_fds=(self._memory.fd, theirs),
-                start_new_session=True,  # Ctrl-C is the gateway's: its workers finish what they compute
-            )
-            self._tell_start(start)
+            self.process = self._spawn(spec, address, theirs, inline_bytes)
         except (OSError, zmq.ZMQError) as error:
             os.close(self.life)
             self._close_channel()
@@ -99,13 +92,33 @@ class Worker:
         finally:
             os.close(theirs)
 
-    def _tell_start(self, start: messages.Start) -> None:
-        if self.process.stdin is not None:  # stays open: its end tells the worker that the gateway is gone
+    def _spawn(self, spec: EngineSpec, address: str, life_fd: int, inline_bytes: int) -> subprocess.Popen[bytes]:
+        start = messages.Start(
+            spec=spec,
+            epoch=self.epoch,
+            index=self.index,
+            gateway_pid=os.getpid(),
+            address=address,
+            life_fd=life_fd,
+            memory_fd=self._memory.fd,
+            ring_bytes=RING_BYTES,
+            inline_bytes=inline_bytes,
+            log_level=logging.getLevelName(logging.getLogger().getEffectiveLevel()),
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "splitglm_cloud.execution.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            pass_fds=(self._memory.fd, life_fd),
+            start_new_session=True,  # Ctrl-C is the gateway's: its workers finish what they compute
+        )
+        if process.stdin is not None:  # stays open: its end tells the worker that the gateway is gone
             try:
-                self.process.stdin.write(messages.encode_start(start))
-                self.process.stdin.flush()
+                process.stdin.write(messages.encode_start(start))
+                process.stdin.flush()
             except BrokenPipeError:
                 pass  # it has ended already, which is noticed like any other death
+        return process
 
     def obey(self, order: Order) -> bool:
         """Pass an order on. False when the worker has stopped taking messages."""
