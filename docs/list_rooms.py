@@ -20,7 +20,7 @@ ROOMS = (
     ("proto", 2, "the contract between the halves, package `splitglm_wire`; no sockets, no clock"),
     ("security", 2, "the secure channel: seals bytes, knows no frames, opens no socket"),
     ("partitioner", 2, "where to cut: pure functions over frozen values, numpy only"),
-    ("glm", 2, "the model, without torch except in `model.py`"),
+    ("glm", 2, "the model, without torch except in `model.py` and `linear.py`"),
     ("edge", 3, "the device's half; never imports torch"),
     ("cloud", 3, "the service's half"),
     ("sims", 4, "emulated links and simulated worlds around the product's own code"),

@@ -18,6 +18,7 @@ MakeLinear = Callable[[np.ndarray, np.ndarray | None], nn.Module]
 """(weight [outputs, inputs], bias [outputs] or None) -> module of [n, inputs] to [n, outputs]."""
 
 _LARGEST: Final = 127
+_BLOCK_ROWS: Final = 1024
 
 
 class Linear(nn.Module):
@@ -44,9 +45,12 @@ class Int8Linear(nn.Module):
     @classmethod
     def quantise(cls, weight: np.ndarray, bias: Tensor | None, device: torch.device) -> Int8Linear:
         """Round float32 ``weight`` [outputs, inputs] to the nearest of 255 levels; the largest of a row is exact."""
-        scale = np.abs(weight).max(axis=1, keepdims=True) / np.float32(_LARGEST)
+        scale = np.maximum(weight.max(axis=1, keepdims=True), -weight.min(axis=1, keepdims=True)) / np.float32(_LARGEST)
         scale[scale == 0] = 1  # a row of zeros
-        rounded = np.rint(weight / scale).clip(-_LARGEST, _LARGEST).astype(np.int8)
+        rounded = np.empty(weight.shape, np.int8)
+        for start in range(0, len(weight), _BLOCK_ROWS):  # a head in float32 is large enough without copies of it
+            block = slice(start, start + _BLOCK_ROWS)
+            rounded[block] = np.rint(weight[block] / scale[block]).clip(-_LARGEST, _LARGEST)
         return cls(torch.from_numpy(rounded).to(device), torch.from_numpy(scale[:, 0]).to(device), bias)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -47,6 +47,12 @@ def test_the_product_is_that_of_the_restored_matrix(dtype: torch.dtype) -> None:
     assert bool(((y.double() - expected).abs() <= 2 * torch.finfo(dtype).eps * size).all())
 
 
+def test_a_tall_matrix_is_rounded_as_its_rows_are() -> None:
+    tall = np.random.default_rng(6).standard_normal((2500, 3)).astype(np.float32)
+    whole, last = Int8Linear.quantise(tall, None, CPU), Int8Linear.quantise(tall[-600:], None, CPU)
+    assert torch.equal(whole.weight[-600:], last.weight) and torch.equal(whole.scale[-600:], last.scale)
+
+
 def test_a_shared_weight_is_not_copied() -> None:
     first = Linear(torch.randn(3, 4))
     assert Linear(first.weight).weight is first.weight

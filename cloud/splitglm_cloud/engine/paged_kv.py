@@ -65,14 +65,14 @@ class PagePool:
     def _make(self, pages: int) -> None:
         # One page more than can be granted: padding of a gather reads its zeros, which take part in no result.
         size = ((pages + 1) * PAGE_POSITIONS, self.shape.kv_heads, self.shape.head_dim)
-        self.keys = torch.empty(size, dtype=self.dtype, device=self.device)
-        self.values = torch.empty(size, dtype=self.dtype, device=self.device)
-        self._taken = np.zeros(pages, np.bool_)
-        self._gathered = torch.empty((2, 0, *size[1:]), dtype=self.dtype, device=self.device)
-        for tensor in (self.keys, self.values):
+        keys, values = (torch.empty(size, dtype=self.dtype, device=self.device) for _ in range(2))
+        for tensor in (keys, values):
             if self._poison_freed:
                 tensor.fill_(torch.nan)
             tensor[pages * PAGE_POSITIONS :] = 0
+        self.keys, self.values = keys, values
+        self._gathered = keys.new_empty((2, 0, *size[1:]))
+        self._taken = np.zeros(pages, np.bool_)
 
     @property
     def pages(self) -> int:
