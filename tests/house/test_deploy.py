@@ -14,9 +14,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from splitglm_cloud.engine.stats import EngineStats
 from splitglm_cloud.metrics import Metrics, class_label
+from splitglm_cloud.settings import CloudSettings
+from splitglm_cloud.settings_spec import known_settings
 from splitglm_cloud.status import WorkerStatus
 from splitglm_core import telemetry
 from splitglm_core.criticality import Criticality
+from splitglm_glm.store import HOME_VARIABLE
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 NAMES = {value for key, value in vars(telemetry).items() if key.isupper() and isinstance(value, str)} - {
@@ -121,3 +124,24 @@ def test_prometheus_scrapes_the_port_of_the_example_and_loads_the_alerts() -> No
     assert f"metrics_port = {port}\n" in example
     assert all((DEPLOY / name).exists() for name in config["rule_files"])
     assert any(f'job="{job["job_name"]}"' in text for text in EXPRESSIONS)
+
+
+def test_the_documents_list_every_metric_and_every_alert() -> None:
+    page = (DEPLOY.parent / "docs" / "operation.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(splitglm_\w+)` \|", page, re.MULTILINE)) == NAMES
+    assert [rule["alert"] for rule in RULES if f"`{rule['alert']}`" not in page] == []
+
+
+def test_the_unit_runs_commands_and_settings_that_exist() -> None:
+    unit = (DEPLOY / "splitglm-cloud.service").read_text(encoding="utf-8")
+    lines = dict(line.split("=", 1) for line in unit.splitlines() if re.match(r"[A-Z]\w*=", line))
+    flags = {known.flag for known in known_settings(CloudSettings).values()} | {"--config"}
+    for command in (lines["ExecStartPre"], lines["ExecStart"]):
+        words = command.split()
+        assert words[:2] == ["/opt/splitglm/bin/splitglm", "cloud"] and words[2] in ("serve", "config")
+        assert {word for word in words if word.startswith("--")} <= flags
+    variables = {known.setting.also_env for known in known_settings(CloudSettings).values()} | {HOME_VARIABLE}
+    assert {pair.partition("=")[0] for pair in lines["Environment"].split()} <= variables
+    assert float(lines["TimeoutStopSec"]) > CloudSettings(model="m").drain_grace_s + 5
+    assert float(lines["LimitNOFILE"]) > CloudSettings(model="m").max_streams + 128
+    assert lines["RuntimeDirectoryMode"] == "0700"  # or no status socket is made there
