@@ -59,8 +59,8 @@ def _announce(server: CloudServer, host: str, port: int, as_json: bool) -> None:
     if not as_json:
         text = "" if manifest.embedding or manifest.head else ", no text"
         print(
-            f"serving {server.settings.model} layers {manifest.layers} of {server.runner.shape.layers}{text} "
-            f"with {server.runner.name} at {address}, key {key}",
+            f"serving {server.settings.model} layers {manifest.layers} of {server.facts.shape.layers}{text} "
+            f"with {server.facts.runner} at {address}, key {key}",
             file=sys.stderr,
             flush=True,
         )
@@ -75,7 +75,7 @@ def _announce(server: CloudServer, host: str, port: int, as_json: bool) -> None:
         "layers": [manifest.layers.start, manifest.layers.stop],
         "embedding": manifest.embedding,
         "head": manifest.head,
-        "runner": server.runner.name,
+        "runner": server.facts.runner,
         "paired": server.settings.psk is not None,
         "metrics": None
         if server.metrics_port is None

@@ -7,20 +7,21 @@ import logging
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import grpc
 from grpc_reflection.v1alpha import reflection
 
-from splitglm_cloud.engine.carousel import Carousel
-from splitglm_cloud.engine.engine import Engine
-from splitglm_cloud.engine.events import Emit, Event, Evicted
-from splitglm_cloud.engine.kv_pages import KvPages
-from splitglm_cloud.engine.profile import measure_cloud
-from splitglm_cloud.engine.runner import Runner
-from splitglm_cloud.engine.runner_onnx import OnnxRunner
-from splitglm_cloud.execution.inline import InlineExecutor
+from splitglm_cloud.engine.events import Event
+from splitglm_cloud.execution.building import SystemClock
+from splitglm_cloud.execution.choosing import open_executor
+from splitglm_cloud.execution.facts import EngineSpec
+from splitglm_cloud.gateway.back import Back
 from splitglm_cloud.gateway.load import LoadGate, LoadLimits
+from splitglm_cloud.gateway.rebuild import Rebuilder
+from splitglm_cloud.gateway.received import ReceivedLog
 from splitglm_cloud.gateway.service import SILENT_TOTAL, SplitService
 from splitglm_cloud.gateway.sessions import SessionTable
 from splitglm_cloud.gateway.speed import Speed, layer_seconds
@@ -30,19 +31,16 @@ from splitglm_cloud.health import Health
 from splitglm_cloud.metrics import METRICS_HOST, Metrics
 from splitglm_cloud.operation import Operation
 from splitglm_cloud.settings import CloudSettings, default_key_file, join_address, split_address
-from splitglm_cloud.status import ServerStatus
-from splitglm_core.errors import DeviceError, InputError
-from splitglm_core.plan import Codec, Precision
-from splitglm_core.ranges import LayerRange
+from splitglm_cloud.status import ServerStatus, WorkerStatus
+from splitglm_core.errors import DeviceError
 from splitglm_core.version import VERSION
-from splitglm_glm.checkpoint import Checkpoint
-from splitglm_glm.opening import Progress, open_checkpoint, open_stack
-from splitglm_glm.runtime import RuntimeOptions
+from splitglm_glm.opening import Progress
 from splitglm_glm.store import ModelStore
+from splitglm_partitioner.profiles import CloudProfile
 from splitglm_security.admission import Admission
 from splitglm_security.keys import NodeKey
 from splitglm_wire.frames import Draining
-from splitglm_wire.limits import MAX_CONTEXT, MAX_GRPC_MESSAGE_BYTES
+from splitglm_wire.limits import MAX_GRPC_MESSAGE_BYTES
 from splitglm_wire.manifest import CloudManifest
 from splitglm_wire.v1 import split_pb2, split_pb2_grpc
 
@@ -50,15 +48,11 @@ log = logging.getLogger(__name__)
 
 SERVICE = split_pb2.DESCRIPTOR.services_by_name["SplitInference"].full_name
 SWEEP_PERIOD_S = 1.0
+WAITS = 2.0
+"""Work is let in when it is expected to wait for ``max_queue_s`` at most; the engine gives it up after so many times
+that, for expectations err."""
 BRIEF_RPCS = 64
 """Health checks and refusals at one moment, beside streams and handshakes, which have places of their own."""
-
-
-class SystemClock:
-    """The monotonic clock of this machine."""
-
-    def now_s(self) -> float:
-        return time.monotonic()
 
 
 class CloudServer:
@@ -79,54 +73,49 @@ class CloudServer:
         self._operation = Operation(settings, self.status)
         self._tenants = Tenants.load(settings.tenants_file) if settings.tenants_file is not None else None
         self.node_key = NodeKey.load_or_create(settings.key_file or default_key_file())
-        store = store or ModelStore()
-        checkpoint = open_checkpoint(settings.model, store)
-        shape = checkpoint.config.shape
-        layers = settings.layers or LayerRange(0, shape.layers)
-        if layers.stop > shape.layers or not len(layers):
-            raise InputError(f"layers {layers} are not in a model of {shape.layers} layers")
-        # A cloud that can see text needs the embedding (ids come up) and the head (it samples).
-        embedding, head = settings.text and layers.start == 0, settings.text and layers.stop == shape.layers
-        self.runner = _make_runner(settings, checkpoint, layers, embedding, head, store, progress)
-        codecs = tuple(Codec)
-        profile = measure_cloud(self.runner, layers, embedding=embedding, head=head, codecs=codecs)
-        self.runner.reserve(self._new_pages().total)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._arrived: deque[Callable[[], None]] = deque()
+        self._called = False
+        self.executor, self.facts = open_executor(
+            _spec(settings, store),
+            self._on_event,
+            self._on_lost,
+            workers=settings.workers if settings.executor == "process" else 0,
+            watchdog_s=settings.watchdog_s,
+            progress=progress,
+        )
+        facts = self.facts
         self.manifest = CloudManifest(
             version=VERSION,
-            fingerprint=checkpoint.fingerprint,
-            layers=layers,
-            embedding=embedding,
-            head=head,
-            precision=settings.precision if settings.runner == "onnx" else Precision.FP32,
-            codecs=codecs,
-            max_context=min(settings.max_context or MAX_CONTEXT, shape.max_positions),
-            profile=profile.to_json(),
+            fingerprint=facts.fingerprint,
+            layers=facts.layers,
+            embedding=facts.embedding,
+            head=facts.head,
+            precision=facts.precision,
+            codecs=facts.codecs,
+            max_context=facts.max_context,
+            profile=facts.profile,
         )
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self.executor = InlineExecutor(self._build_engine, self._emit, self._on_lost)
+        log_of_inputs = ReceivedLog(budget_bytes=settings.rebuild_log_bytes, hidden=facts.shape.hidden)
+        self.back = Back(
+            rebuilder=Rebuilder(log=log_of_inputs, clock=SystemClock()),
+            executor=self.executor,
+            tell=lambda session, event: self.table.on_outcome(session, event),
+            soon=self._soon,
+        )
+        speed = Speed(max_rows=settings.sweep_rows, prior=layer_seconds(CloudProfile.from_json(facts.profile).times))
         self.table = SessionTable(
             manifest=self.manifest,
-            shape=shape,
-            executor=self.executor,
+            shape=facts.shape,
+            executor=self.back,
             metrics=self.metrics,
             max_sessions=settings.max_sessions,
             session_ttl_s=settings.session_ttl_s,
             attached_idle_s=settings.attached_idle_s,
-            gate=LoadGate(
-                layers=len(layers),
-                limits=LoadLimits(
-                    max_queue_s=settings.max_queue_s,
-                    max_wait_s=2.0 * settings.max_queue_s,
-                    max_queue_bytes=settings.queue_budget_bytes,
-                    max_sessions_per_tenant=settings.max_sessions_per_tenant,
-                    kv_admit=settings.kv_admit_watermark,
-                    kv_high=settings.kv_high_watermark,
-                ),
-                speed=Speed(max_rows=settings.sweep_rows, prior=layer_seconds(profile.times)),
-            ),
+            gate=LoadGate(layers=len(facts.layers), limits=_limits(settings), speed=speed),
             on_reply=self._operation.on_reply,
         )
-        self.metrics.engine.watch(self.executor.stats)
+        self.metrics.engine.watch(self.executor.stats, self._workers)
         self.metrics_port: int | None = None
         self._health = Health(SERVICE, ready=lambda: self.executor.ready)
         self.metrics.ready.set_function(lambda: self._health.serving)
@@ -144,7 +133,6 @@ class CloudServer:
             DeviceError: the address cannot be bound.
         """
         self._loop = asyncio.get_running_loop()
-        self.executor.start()
         most_rpcs = self.settings.max_streams + SILENT_TOTAL + BRIEF_RPCS
         server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=most_rpcs)
         self.service = service = SplitService(
@@ -189,7 +177,7 @@ class CloudServer:
         self._health.listening = True
         self._listen, self._started_s = join_address(host, bound), time.monotonic()
         await self._operation.start()
-        log.info("serving", extra={"listen": self._listen, "runner": self.runner.name, "key": self.node_key.text})
+        log.info("serving", extra={"listen": self._listen, "runner": self.facts.runner, "key": self.node_key.text})
         return int(bound)
 
     async def wait(self) -> None:
@@ -224,7 +212,7 @@ class CloudServer:
             pid=os.getpid(),
             version=VERSION,
             model=self.settings.model,
-            runner=self.runner.name,
+            runner=self.facts.runner,
             executor=self.settings.executor,
             listen=self._listen,
             ready=self._health.serving,
@@ -232,25 +220,46 @@ class CloudServer:
             uptime_s=time.monotonic() - self._started_s,
             streams=len(self.table.streams),
             engine=self.executor.stats(),
+            workers=self._workers(),
             sessions=self.table.status(),
         )
 
-    def _build_engine(self, emit: Emit) -> Engine:
-        return Engine(self.runner, Carousel(), self._new_pages(), SystemClock(), emit)
+    def _workers(self) -> tuple[WorkerStatus, ...]:
+        return tuple(
+            WorkerStatus(
+                number=worker.index,
+                pid=worker.pid,
+                state=worker.state.value,
+                restarts=worker.restarts,
+                sessions=worker.sessions,
+                last_end=worker.last_end,
+            )
+            for worker in self.executor.workers()
+        )
 
-    def _new_pages(self) -> KvPages:
-        one = self.runner.shape.kv_bytes_per_token(layers=1)
-        return KvPages.for_budget(self.settings.kv_budget_bytes, one)
+    def _on_event(self, session: int, event: Event) -> None:
+        """Called on the executor's thread."""
+        self._hand_over(partial(self.back.on_event, session, event))
 
     def _on_lost(self, sessions: Sequence[int]) -> None:
-        """Called on the engine's thread."""
-        for session in sessions:
-            self._emit(session, Evicted(None))
+        """Called on the executor's thread."""
+        self._hand_over(partial(self.back.on_lost, tuple(sessions)))
 
-    def _emit(self, session: int, outcome: Event) -> None:
-        """Called on the engine's thread."""
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self.table.on_outcome, session, outcome)
+    def _hand_over(self, call: Callable[[], None]) -> None:
+        """Let the loop's thread make the call: all that have come together are made in one turn of the loop."""
+        self._arrived.append(call)
+        if not self._called and self._loop is not None and not self._loop.is_closed():
+            self._called = True
+            self._loop.call_soon_threadsafe(self._take_over)
+
+    def _take_over(self) -> None:
+        self._called = False  # before the calls are taken: one that comes after the last look rings again
+        while self._arrived:
+            self._arrived.popleft()()
+
+    def _soon(self, call: Callable[[], None]) -> None:
+        if self._loop is not None:
+            self._loop.call_soon(call)
 
     async def _sweep(self) -> None:
         while True:
@@ -272,33 +281,32 @@ _OPTIONS = (
 )
 
 
-def _make_runner(
-    settings: CloudSettings,
-    checkpoint: Checkpoint,
-    layers: LayerRange,
-    embedding: bool,
-    head: bool,
-    store: ModelStore,
-    progress: Progress | None,
-) -> Runner:
-    if settings.runner == "onnx":
-        stack = open_stack(
-            checkpoint,
-            settings.precision,
-            layers=layers,
-            embedding=embedding,
-            head=head,
-            store=store,
-            options=RuntimeOptions(threads=settings.threads),
-            progress=progress,
-        )
-        return OnnxRunner(stack, layers, embedding=embedding, head=head)
-    try:
-        from splitglm_cloud.engine.runner_torch import TorchRunner
-    except ImportError as error:
-        raise DeviceError("torch is not installed", "pip install 'splitglm[torch]', or use --runner onnx") from error
-    return TorchRunner(
-        checkpoint, layers, embedding=embedding, head=head, dtype=settings.torch_dtype, threads=settings.threads
+def _spec(settings: CloudSettings, store: ModelStore | None) -> EngineSpec:
+    return EngineSpec(
+        model=settings.model,
+        store=str(store.root) if store is not None else "",
+        layers=settings.layers,
+        text=settings.text,
+        runner=settings.runner,
+        precision=settings.precision,
+        dtype=settings.torch_dtype,
+        threads=settings.threads,
+        kv_budget_bytes=settings.kv_budget_bytes,
+        max_context=settings.max_context,
+        max_wait_s=WAITS * settings.max_queue_s,
+        max_rows=settings.sweep_rows,
+        prefill_rows_beside_decode=settings.prefill_rows_beside_decode,
+    )
+
+
+def _limits(settings: CloudSettings) -> LoadLimits:
+    return LoadLimits(
+        max_queue_s=settings.max_queue_s,
+        max_wait_s=WAITS * settings.max_queue_s,
+        max_queue_bytes=settings.queue_budget_bytes,
+        max_sessions_per_tenant=settings.max_sessions_per_tenant,
+        kv_admit=settings.kv_admit_watermark,
+        kv_high=settings.kv_high_watermark,
     )
 
 

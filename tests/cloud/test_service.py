@@ -263,7 +263,7 @@ def test_a_device_that_never_reads_is_bounded_and_closed(
 
 
 def _begin(client: Client, cloud: RunningCloud, generate: int) -> None:
-    shape = cloud.server.runner.shape
+    shape = cloud.server.facts.shape
     client.frame(
         Open(
             handle=1, session_id=bytes(range(16)), fence=1, request=1, plan=SplitPlan.cloud_only(shape.layers),

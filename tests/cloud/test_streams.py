@@ -114,7 +114,7 @@ def last_kinds(client: Client) -> list[Kind]:
 def test_a_stream_without_a_goodbye_is_lost_and_its_sessions_wait(model: Path, home: Path, end: str) -> None:
     with running_cloud(model, home) as cloud, clients(cloud, 1) as (client,):
         establish(client)
-        layers = cloud.server.runner.shape.layers
+        layers = cloud.server.facts.shape.layers
         client.frame(
             Open(
                 handle=1, session_id=bytes(range(16)), fence=1, request=1, plan=SplitPlan.cloud_only(layers),

@@ -27,6 +27,7 @@ from splitglm_core.plan import Arm, Privacy
 from splitglm_edge import Agent, CloudAddress, Generation
 from splitglm_edge.timeouts import Timeouts
 from splitglm_glm.chat import Message
+from splitglm_glm.config import load_config
 from splitglm_glm.store import ModelStore
 from splitglm_partitioner.request import Request
 from splitglm_security.keys import NodeKey
@@ -163,7 +164,8 @@ def test_a_cloud_that_drains_is_left_for_the_device(model: Path, home: Path, ask
 def test_a_full_cloud_is_an_overload_error_that_says_when_to_come_back(model: Path, home: Path, ask: Ask) -> None:
     from splitglm_core.errors import Overloaded
 
-    with running_cloud(model, home, kv_budget_bytes=1) as cloud, open_agent(model, home, cloud) as agent:
+    page = 64 * load_config(model).shape.kv_bytes_per_token(layers=1)
+    with running_cloud(model, home, kv_budget_bytes=page) as cloud, open_agent(model, home, cloud) as agent:
         with pytest.raises(Overloaded) as error:
             ask(agent, "split").result()
         assert error.value.retry_after_s is not None

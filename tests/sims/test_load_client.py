@@ -64,7 +64,7 @@ def target_of(cloud: RunningCloud, **other: object) -> Target:
 
 
 def model_of(cloud: RunningCloud) -> Model:
-    shape = cloud.server.runner.shape
+    shape = cloud.server.facts.shape
     fingerprint = cloud.server.manifest.fingerprint.hex()
     return Model(layers=shape.layers, hidden=shape.hidden, vocab=shape.vocab, fingerprint=fingerprint)
 
@@ -110,7 +110,7 @@ Lived = tuple[LoadSession, Ended, Record]
 
 def live(cloud: RunningCloud, scenario: Scenario, *plans: SessionPlan) -> list[Lived]:
     """Run sessions beside each other, as one generator does."""
-    shape = cloud.server.runner.shape
+    shape = cloud.server.facts.shape
     record, bank = Record(), RowBank.random(shape.hidden, seed=scenario.seed)
 
     async def run() -> list[Lived]:
@@ -133,7 +133,7 @@ def idle(cloud: RunningCloud) -> Callable[[], bool]:
 
 def remote_answers(cloud: RunningCloud, arm: Arm) -> list[int]:
     """The same session through the path that apps use."""
-    shape, plan = cloud.server.runner.shape, plan_of(arm)
+    shape, plan = cloud.server.facts.shape, plan_of(arm)
     bank = RowBank.random(shape.hidden, seed=1)
     target = target_of(cloud)
     link = CloudLink.connect(target.address, fingerprint=target.fingerprint, trust=target.trust, timeout_s=20.0)
@@ -231,7 +231,7 @@ def test_a_vanishing_device_says_no_goodbye_and_its_session_waits_for_it(cloud: 
 def test_a_leaking_session_stays_in_the_cloud_until_its_stream_ends(cloud: RunningCloud) -> None:
     kind, held = kind_of(Arm.SPLIT, codec=Codec.FP32), []
     scenario = scenario_of(kind)
-    shape = cloud.server.runner.shape
+    shape = cloud.server.facts.shape
 
     async def run() -> None:
         streams = Streams(scenario, target_of(cloud), lambda plan, seconds: None)
@@ -293,7 +293,7 @@ def test_a_generator_with_every_stream_full_says_that_it_is_its_own_failure(clou
 
 def test_a_cloud_that_dies_fails_its_sessions_and_not_the_generator(cloud: RunningCloud, home: Path) -> None:
     scenario = scenario_of(kind_of(Arm.SPLIT, codec=Codec.FP32), patience_s=20.0)
-    shape, record = cloud.server.runner.shape, Record()
+    shape, record = cloud.server.facts.shape, Record()
     # A process of its own: it must die without a word.
     with CloudProcess(str(home / "model"), arguments=("--precision", "fp32", "--threads", "1")) as doomed:
         trust = Trust(PinStore(Path("unused")), TrustPolicy.PINNED, explicit_key=parse_public_key(doomed.key))

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
+from splitglm_cloud.engine.alone import Alone
 from splitglm_cloud.engine.carousel import Carousel, SweepLimits
 from splitglm_cloud.engine.engine import Engine
 from splitglm_cloud.engine.events import Emit
@@ -73,6 +76,7 @@ def build(spec: EngineSpec, progress: Progress | None = None) -> Built:
     codecs = tuple(Codec)
     if spec.profile:
         profile = CloudProfile.from_json(spec.profile)
+        warm_up(runner, layers, embedding=embedding, head=head)
     else:
         profile = measure_cloud(runner, layers, embedding=embedding, head=head, codecs=codecs)
     runner.reserve(pages.total)
@@ -102,6 +106,23 @@ def build(spec: EngineSpec, progress: Progress | None = None) -> Built:
         return Engine(runner, Carousel(limits=limits), fresh, SystemClock(), emit, max_wait_s=max_wait_s)
 
     return Built(runner, facts, make_engine)
+
+
+def warm_up(runner: Runner, layers: LayerRange, *, embedding: bool, head: bool) -> None:
+    """Run a few rows through everything once: what loads on first use must not look like a worker that hangs."""
+    pages = KvPages(pages=len(layers))
+    runner.reserve(pages.total)
+    alone = Alone(runner, pages)
+    rows = np.zeros((4, runner.shape.hidden), np.float32)
+    cache = alone.new_cache(layers, len(rows))
+    try:
+        alone.forward(rows, cache, layers)
+    finally:
+        cache.close()
+    if embedding:
+        alone.embed(np.zeros(1, np.int64))
+    if head:
+        alone.logits(rows[:1])
 
 
 def kv_value_bytes(spec: EngineSpec, runner_name: str) -> int:

@@ -15,6 +15,7 @@ from typing import Final
 from splitglm_cloud.engine.engine import Engine
 from splitglm_cloud.engine.events import Emit, Owner
 from splitglm_cloud.engine.stats import EngineStats
+from splitglm_cloud.execution.seats import WorkerFacts
 from splitglm_wire.cloud import Configure
 from splitglm_wire.frames import Step
 
@@ -50,6 +51,9 @@ class InlineExecutor:
 
     def stats(self) -> EngineStats:
         return self._stats
+
+    def workers(self) -> tuple[WorkerFacts, ...]:
+        return ()
 
     def start(self) -> None:
         self._thread.start()

@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from splitglm_cloud.engine.events import Emit, Event, Owner
-from splitglm_cloud.execution.executor import Executor
+from splitglm_cloud.engine.stats import EngineStats
+from splitglm_cloud.execution.executor import Commands
 from splitglm_cloud.gateway.reaction import Reaction
 from splitglm_cloud.gateway.rebuild import Rebuilder
 from splitglm_wire.actions import Abort, Configure, Cut, Drop, Submit
@@ -26,7 +27,7 @@ class Back:
     """
 
     def __init__(
-        self, *, rebuilder: Rebuilder, executor: Executor, tell: Emit, soon: Callable[[Callable[[], None]], object]
+        self, *, rebuilder: Rebuilder, executor: Commands, tell: Emit, soon: Callable[[Callable[[], None]], object]
     ) -> None:
         self._rebuilder = rebuilder
         self._executor = executor
@@ -34,6 +35,13 @@ class Back:
         self._soon = soon
         self._events: deque[tuple[int, Event]] = deque()
         self._telling = False  # or about to
+
+    @property
+    def ready(self) -> bool:
+        return self._executor.ready
+
+    def stats(self) -> EngineStats:
+        return self._executor.stats()
 
     def configure(self, session: int, config: Configure, owner: Owner) -> None:
         self._later(self._rebuilder.configure(session, config, owner))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from splitglm_cloud.engine.events import Event, Failure, Owner
-from splitglm_cloud.execution.executor import Executor
+from splitglm_cloud.execution.executor import Commands
 from splitglm_cloud.gateway.held import Held, Stream
 from splitglm_cloud.gateway.load import LoadGate
 from splitglm_cloud.gateway.offer import refusal as why_not
@@ -65,7 +65,7 @@ class SessionTable:
         *,
         manifest: CloudManifest,
         shape: ModelShape,
-        executor: Executor,
+        executor: Commands,
         metrics: Metrics,
         max_sessions: int,
         session_ttl_s: float,
@@ -158,6 +158,10 @@ class SessionTable:
         elif isinstance(outcome, Failure):
             held.watch.failed(outcome.code, self._clock())
             self._act(held, held.session.on_failure(outcome.seq, outcome.code, outcome.text))
+        else:
+            if outcome.seq is not None:
+                held.watch.failed(ErrorCode.KV_GAP, self._clock())
+            self._act(held, held.session.on_evicted())
 
     def sweep(self, now_s: float) -> None:
         """Forget sessions whose device did not come back, or asked nothing, in time."""
