@@ -126,6 +126,21 @@ def test_more_critical_work_boards_first_and_within_a_class_whoever_had_least() 
     assert [sweep(carousel) for _ in range(3)] == [{0: 30}, {2: 30}, {1: 30}]
 
 
+def test_prompts_take_what_tokens_leave() -> None:
+    carousel = Carousel(limits=SweepLimits(max_rows=64))
+    carousel.add(prompt(0, rows=500), 0.0)
+    for session in range(1, 41):
+        carousel.add(work(session, criticality=Criticality.SHEDDABLE), 0.0)
+    assert sweep(carousel) == {0: 24} | dict.fromkeys(range(1, 41), 1)
+
+
+def test_what_the_overdue_get_counts_as_service_of_their_tenant() -> None:
+    carousel = Carousel(limits=SweepLimits(max_rows=48, max_wait_s=5.0))
+    carousel.add(prompt(1, rows=500, tenant="a"), 0.0)
+    carousel.add(prompt(2, rows=500, tenant="b"), 3.0)
+    assert sweep(carousel, 6.0) == {1: 16, 2: 16}
+
+
 def test_an_overdue_prompt_boards_although_decode_has_come_since_the_sweep_began() -> None:
     carousel = Carousel(limits=SweepLimits(max_wait_s=5.0))
     carousel.add(prompt(1, 8, rows=40), 0.0)

@@ -152,6 +152,25 @@ def test_backlogged_tenants_get_service_by_weight(kind: Kind) -> None:
     assert history[-1][0] > 20 * 9 * LAYERS / 2
 
 
+@pytest.mark.parametrize("crowded_before", [False, True])
+def test_a_newcomer_gets_its_share_at_once_and_no_more(crowded_before: bool) -> None:
+    """Whether those before it had the machine to themselves or fought for it, history is not paid back to it."""
+    limits = SweepLimits(max_rows=40, max_wait_s=math.inf)
+    late = [*tokens(30, tenant="late", wakes_s=1e9)]
+    early = tokens(60 if crowded_before else 20, tenant="early") + tokens(30, tenant="crowd", pause_s=1e9)
+    for device in early[-30:]:
+        device.tokens = 3
+    world = full_house(early + late, limits, 150)
+    assert "late" not in world.row_layers and "crowd" in world.row_layers
+    for device in late:
+        device.wakes_s = 0.0
+    world.run(1)
+    before = dict(world.row_layers)
+    world.run(40)
+    gained = {tenant: world.row_layers[tenant] - before.get(tenant, 0.0) for tenant in ("early", "late")}
+    assert gained["late"] == pytest.approx(gained["early"], rel=0.1)
+
+
 @pytest.mark.parametrize("kind", [prompts, tokens])
 @pytest.mark.parametrize("max_wait_s", [0.5, math.inf])
 def test_a_greedy_tenant_does_not_make_others_wait(kind: Kind, max_wait_s: float) -> None:
