@@ -26,6 +26,7 @@ from executor_world import (
 
 from splitglm_cloud.engine.events import Failure
 from splitglm_core.errors import DeviceError, InputError, ModelInvalid, ModelNotFound, SplitGlmError
+from splitglm_core.plan import Precision, SplitPlan
 from splitglm_wire.actions import Output
 from splitglm_wire.frames import ErrorCode
 
@@ -212,3 +213,26 @@ def test_what_keeps_an_engine_from_starting_is_said_alike(
 def test_a_model_that_is_not_there_is_said_alike(kind: str, tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound):
         KINDS[kind](tmp_path / "nothing", Ear()).start()
+
+
+@pytest.mark.parametrize("runner", ["onnx", "torch"])
+def test_a_worker_computes_what_the_thread_computes(
+    runner: str, model: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The product's own runners, built from one specification on either side of the border."""
+    monkeypatch.setenv("SPLITGLM_HOME", str(home))
+    said: list[list[int]] = []
+    plan = SplitPlan.cloud_only(4)
+    for kind in KINDS.values():
+        ear = Ear()
+        executor = kind(model, ear, runner=runner, precision=Precision.FP32)
+        executor.start()
+        try:
+            configure(executor, 1, plan)
+            executor.submit(1, ids_step([3, 1, 4, 1, 5], generate=12))
+            ear.wait_end(1, 1)
+        finally:
+            executor.stop(PATIENCE_S)
+        said.append(ear.tokens(1))
+    assert said[0] == said[1]
+    assert len(said[0]) == 12

@@ -24,6 +24,7 @@ from executor_world import (
     ids_step,
     processes_of,
 )
+from glm_factory import write_tiny_checkpoint
 
 from splitglm_cloud.engine.events import Failure
 from splitglm_cloud.execution.process import ProcessExecutor
@@ -153,6 +154,7 @@ def test_a_hung_worker_is_noticed_in_time_and_killed(order: int, wide_model: Pat
         # Three times the 99th percentile batch is far below; the margin is for a busy machine.
         assert watchdog_s * 0.9 < took_s < watchdog_s + 2.0
         eventually(lambda: not psutil.pid_exists(pid))  # SIGCONT can wake nobody
+        eventually(lambda: executor.workers()[0].last_end == "hung, ended by SIGKILL")
         configure(executor, 1)
         executor.submit(1, ids_step([4], seq=2, generate=1))
         assert isinstance(ear.wait_end(1, 2), Output)
@@ -204,6 +206,18 @@ def test_a_worker_that_dies_while_starting_ends_the_start_with_a_reason(wide_mod
     with pytest.raises(DeviceError, match="ended with code 9 before it was ready"):
         executor.start()
     assert descriptors() == before
+
+
+def test_a_worker_whose_model_has_changed_on_disk_serves_nobody(tmp_path: Path) -> None:
+    """Keys and values of one model are never mixed with those of another."""
+    model = write_tiny_checkpoint(tmp_path / "model", layers=3)
+    with running(model) as (executor, ear):
+        configure(executor, 1)
+        write_tiny_checkpoint(model, layers=3, seed=1)
+        os.kill(executor.workers()[0].pid, signal.SIGKILL)
+        ear.wait_lost(1)
+        eventually(lambda: "files have changed" in executor.workers()[0].last_end)
+        assert not executor.ready
 
 
 def test_workers_share_what_the_whole_executor_was_given(wide_model: Path) -> None:

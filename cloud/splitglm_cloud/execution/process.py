@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from splitglm_cloud.engine.events import Emit, Owner
@@ -45,7 +45,7 @@ class ProcessExecutor:
         self,
         spec: EngineSpec,
         emit: Emit,
-        on_lost: Callable[[tuple[int, ...]], None],
+        on_lost: Callable[[Sequence[int]], None],
         *,
         workers: int = 1,
         supervision: Supervision | None = None,

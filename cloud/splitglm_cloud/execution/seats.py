@@ -60,7 +60,7 @@ class Seat:
         served = self.worker is not None and self.worker.facts is not None
         if self.worker is not None and served and now_s - self.worker.started_s > HEALTHY_S:
             self.failures = 0
-        self.last_end = f"{self.last_end}, {how}" if self.last_end == "hung" else how
+        self.last_end = how
         self.worker = None
         self.pause(now_s, patience)
 

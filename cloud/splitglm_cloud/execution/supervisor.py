@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -43,7 +43,7 @@ class Supervisor:
         *,
         workers: int,
         emit: Emit,
-        on_lost: Callable[[tuple[int, ...]], None],
+        on_lost: Callable[[Sequence[int]], None],
         announce: Announce,
         supervision: Supervision,
         inline_bytes: int,
@@ -245,20 +245,20 @@ class Supervisor:
         self._hear(seat, worker)  # what it said before it died is true
         if seat.worker is not worker:
             return
-        self._lose(seat, worker, "died")
+        self._lose(seat, worker)
         self._collect(seat, worker)
         if starting:
             hint = "read its messages above; is there memory for the model?"
             self._tell(DeviceError(f"an engine worker {seat.last_end} before it was ready", hint))
 
     def _give_up(self, seat: Seat, worker: Worker, error: SplitGlmError) -> None:
-        log.error("an engine worker cannot serve: %s", error.what)
-        self._end(worker)
+        log.error("engine worker %d cannot serve: %s", seat.index, error.what)
+        self._end(worker, error.what)
         self._tell(error)
 
-    def _lose(self, seat: Seat, worker: Worker, how: str) -> None:
+    def _lose(self, seat: Seat, worker: Worker, how: str = "") -> None:
         """The worker serves no more: kill it if it still can be, and say whose sessions went down with it."""
-        self._end(worker)
+        self._end(worker, how)
         loss = self._roster.worker_lost(seat.index, time.monotonic())
         extra = {
             "worker": seat.index,
@@ -267,16 +267,15 @@ class Supervisor:
             "at_work": len(loss.suspects),
         }
         log.error("an engine worker %s", how, extra=extra)
-        seat.last_end = how
         if loss.sessions:
             try:
                 self._on_lost(loss.sessions)
             except Exception:
                 log.exception("nobody heard of lost sessions")
 
-    def _end(self, worker: Worker) -> None:
+    def _end(self, worker: Worker, why: str = "") -> None:
         """Kill it and hear nothing more of it; it is collected when it is gone."""
-        worker.end()
+        worker.end(why)
         if worker.socket in self._poller:
             self._poller.unregister(worker.socket)
 
@@ -286,6 +285,7 @@ class Supervisor:
             self._poller.unregister(worker.socket)
         self._poller.unregister(worker.life)
         how = worker.reap()
+        how = f"{worker.why}, {how}" if worker.why else how
         self._retired = self._retired.merged(counters(worker.stats))
         seat.vacate(how, time.monotonic(), self._patience)
 

@@ -21,6 +21,7 @@ from splitglm_cloud.engine.engine import Engine
 from splitglm_cloud.engine.events import Event
 from splitglm_cloud.execution import messages
 from splitglm_cloud.execution.building import build
+from splitglm_cloud.execution.inline import PARKED_PERIOD_S
 from splitglm_cloud.execution.payloads import Memory, Reader, Writer
 from splitglm_cloud.execution.pulse import Pulse
 from splitglm_cloud.execution.workers import SOCKET_OPTIONS
@@ -123,9 +124,10 @@ class Loop:
 
     def _rest_s(self) -> float:
         """How long there is nothing to do without a command."""
+        rest_s = PARKED_PERIOD_S if self._engine.parked else IDLE_BEAT_S
         if not self._changed:
-            return IDLE_BEAT_S
-        return min(IDLE_BEAT_S, max(0.001, self._told_s + STATS_PERIOD_S - time.monotonic()))
+            return rest_s
+        return min(rest_s, max(0.001, self._told_s + STATS_PERIOD_S - time.monotonic()))
 
     def _obey(self, command: messages.Command, payload: bytes) -> None:
         self._changed = True

@@ -66,6 +66,7 @@ class Worker:
         self.index = index
         self.epoch = epoch
         self.state = WorkerState.STARTING
+        self.why = ""  # it was given up, if it was
         self.started_s = time.monotonic()
         self.stats = EngineStats()
         self.facts: EngineFacts | None = None
@@ -203,9 +204,10 @@ class Worker:
         elif self.state is not WorkerState.ENDING:
             self.end()
 
-    def end(self) -> None:
+    def end(self, why: str = "") -> None:
         """Give it up: kill it, hear nothing more of it."""
         if self.state is not WorkerState.ENDING:
+            self.why = why
             self.state = WorkerState.ENDING
             self.process.kill()
             self._close_channel()
