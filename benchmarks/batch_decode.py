@@ -4,9 +4,9 @@
 
 The demo model and the shape of GLM-Edge-1.5B with random weights; int8 beside Q8_0 and int4 beside Q4_0, the same
 weights on both sides. A step embeds one token of every session, runs all layers and computes the logits of every
-session, on both sides; contexts, threads and huge pages are equal. Every measurement is a process of its own and the rows
-take turns, so that a ratio compares neighbours in time. PATH is an interpreter that has the llama-cpp-python package
-(default: this one); without the package, the ratio columns say so.
+session, on both sides; contexts, threads and huge pages are equal. Every measurement is a process of its own and the
+rows take turns, so that a ratio compares neighbours in time. PATH is an interpreter that has the llama-cpp-python
+package (default: this one); without the package, the ratio columns say so.
 """
 
 from __future__ import annotations
@@ -102,9 +102,9 @@ def main() -> None:
         f"by its sessions. Huge pages: {'asked for on both sides' if status.possible else status.reason}. "
         f"llama-cpp-python: {version or 'not installed'}, one llama_decode per step with a stream of KV cells per "
         "sequence, memory mapping off, its default KV type (fp16) and flash attention; ours fp32. Vocabulary matrix: 8 "
-        "bits on both sides; embedding, all layers and the head are in every figure. A ratio above 1 means that this row "
-        "is faster than llama.cpp at the same bits. `rounding`: one row is computed as one and not as two, so that its "
-        "bits may differ from the same row's in a batch. Load average before the measurements: "
+        "bits on both sides; embedding, all layers and the head are in every figure. A ratio above 1 means that this "
+        "row is faster than llama.cpp at the same bits. `rounding`: one row is computed as one and not as two, so that "
+        "its bits may differ from the same row's in a batch. Load average before the measurements: "
         f"{', '.join(loads)}."
     )
     write_report(

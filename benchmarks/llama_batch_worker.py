@@ -1,7 +1,7 @@
 """Decode of several sequences at once by llama.cpp, in a process of its own; needs llama-cpp-python only.
 
-Prints one JSON line: seconds per step by batch size. The steps are those of batch_decode_worker.py: every sequence gets a
-prompt of its own, then each step decodes one token of every sequence of the batch and fetches the logits of all.
+Prints one JSON line: seconds per step by batch size. The steps are those of batch_decode_worker.py: every sequence gets
+a prompt of its own, then each step decodes one token of every sequence of the batch and fetches the logits of all.
 """
 
 from __future__ import annotations
