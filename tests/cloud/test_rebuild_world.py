@@ -113,7 +113,8 @@ class Talker:
         if isinstance(event, Evicted):
             self.world.evicted += 1
             assert self.world.tight, "nothing else than the budget is a reason to ask the device"
-            assert event.seq is None or (self.step is not None and event.seq == self.step.seq)
+            # A step that crossed the news on its way is told twice that the positions are gone.
+            assert event.seq is None or self.step is None or event.seq == self.step.seq
             if self.step is not None:
                 self.world.back.cut(self.session, 0)  # as the session does when its step fails
             self.step, self.states, self.config = None, [], None
@@ -257,7 +258,7 @@ def test_whatever_is_lost_every_session_hears_what_a_lone_machine_says(first: in
 
 @pytest.mark.slow
 def test_many_more_worlds() -> None:
-    for seed in range(WORLDS, WORLDS + 20_000):
+    for seed in range(WORLDS, WORLDS + 10_000):
         try:
             World(seed).run()
         except Exception as error:
