@@ -42,7 +42,10 @@ class Metrics:
         self.tokens = Counter(names.TOKENS_TOTAL, "Positions prefilled and tokens generated", ["kind"], registry=r)
         self.wire_bytes = Counter(names.WIRE_BYTES_TOTAL, "Bytes of sealed records", ["direction"], registry=r)
         self.rebuilds = Counter(
-            names.REBUILDS_TOTAL, "Keys and values computed anew from the log of inputs", ["result"], registry=r
+            names.REBUILDS_TOTAL,
+            "Lost keys and values: computed anew here, or left to the device",
+            ["result"],
+            registry=r,
         )
         self.stage = Histogram(names.STAGE_SECONDS, "Seconds by stage", ["stage"], buckets=_SECONDS, registry=r)
         self.first_token = Histogram(
@@ -65,6 +68,8 @@ class Metrics:
                 self.steps.labels(class_label(criticality), outcome)
             for outcome in names.OPEN_OUTCOMES:
                 self.opens.labels(class_label(criticality), outcome)
+        for result in names.REBUILD_RESULTS:
+            self.rebuilds.labels(result)
         self.engine = EngineMetrics()
         r.register(self.engine)
 

@@ -101,6 +101,7 @@ class CloudServer:
             rebuilder=Rebuilder(log=log_of_inputs, clock=SystemClock()),
             executor=self.executor,
             tell=lambda session, event: self.table.on_outcome(session, event),
+            watch=lambda session, rebuild: self.table.on_rebuild(session, rebuild),
             soon=self._soon,
         )
         speed = Speed(max_rows=settings.sweep_rows, prior=layer_seconds(CloudProfile.from_json(facts.profile).times))

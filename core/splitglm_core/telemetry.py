@@ -17,7 +17,7 @@ HANDSHAKES_TOTAL: Final = PREFIX + "handshakes_total"  # label result
 ERRORS_TOTAL: Final = PREFIX + "errors_total"  # label code
 TOKENS_TOTAL: Final = PREFIX + "tokens_total"  # label kind = prefill | generated
 WIRE_BYTES_TOTAL: Final = PREFIX + "wire_bytes_total"  # label direction = up | down
-REBUILDS_TOTAL: Final = PREFIX + "rebuilds_total"  # label result = ok | failed
+REBUILDS_TOTAL: Final = PREFIX + "rebuilds_total"  # label result, below
 # Gateway, histograms
 STAGE_SECONDS: Final = PREFIX + "stage_seconds"  # label stage, below
 TIME_TO_FIRST_TOKEN_SECONDS: Final = PREFIX + "time_to_first_token_seconds"  # label class
@@ -51,6 +51,7 @@ STAGES: Final = ("open", "queue", "back", "seal")
 """Of a step in the cloud: unseal and take, wait for a sweep, compute its layers (and head), seal the reply."""
 STEP_OUTCOMES: Final = ("ok", "failed", "refused", "lost")
 OPEN_OUTCOMES: Final = ("ok", "refused")
+REBUILD_RESULTS: Final = ("ok", "failed", "left")
 WORKER_STATES: Final = ("starting", "ready", "stopping", "ending", "down")
 
 SPANS: Final = ("splitglm.reply", "queue", "back", "rebuild")

@@ -11,6 +11,7 @@ from engine_bench import CLOUD, CONTEXT, PROMPT, SAMPLED, SPLIT, Bench, Kind, hi
 
 from splitglm_cloud.engine.events import Event, Owner
 from splitglm_cloud.gateway.back import Back
+from splitglm_cloud.gateway.reaction import Rebuild
 from splitglm_cloud.gateway.rebuild import Rebuilder
 from splitglm_cloud.gateway.received import ReceivedLog
 from splitglm_core.clock import ManualClock
@@ -30,6 +31,7 @@ class Surviving:
         self.kind, self.pages = kind, pages
         self.events: deque[tuple[int, Event]] = deque()
         self.heard: dict[int, list[int]] = {}
+        self.rebuilds: list[Rebuild] = []
         self.ended: set[int] = set()
         self._replace()
         log = ReceivedLog(budget_bytes=1 << 24, hidden=kind.runner.shape.hidden)
@@ -39,6 +41,7 @@ class Surviving:
             executor=self,  # type: ignore[arg-type]  # its commands are all that is used
             tell=self._tell,
             soon=lambda call: call(),
+            watch=lambda session, rebuild: self.rebuilds.append(rebuild),
         )
 
     def _replace(self) -> None:
@@ -100,6 +103,7 @@ def test_a_reply_of_the_cloud_arm_outlives_its_engine(kind: Kind, sampling: Samp
         world.run(1)
         assert world.heard[1] == truth
         assert world.rebuilder.rebuilds == len(losses)
+        assert world.rebuilds == [Rebuild.FAILED, Rebuild.BEGAN, Rebuild.OK] * len(losses)  # each loss voids what was
         world.engine.close()
 
 

@@ -12,6 +12,7 @@ import pytest
 from splitglm_cloud.engine.events import Failure, Owner
 from splitglm_cloud.engine.stats import EngineStats
 from splitglm_cloud.gateway.load import LoadGate, LoadLimits
+from splitglm_cloud.gateway.reaction import Rebuild
 from splitglm_cloud.gateway.sessions import SessionTable
 from splitglm_cloud.gateway.speed import Speed
 from splitglm_cloud.metrics import Metrics
@@ -632,3 +633,20 @@ def test_finished_replies_are_told_to_who_traces_them() -> None:
     world.table.receive(stream, Close(handle=1, fence=1))
     (reply,) = replies
     assert (reply.session, reply.rows, reply.answers, reply.outcome) == (1, 2, 1, "ok")
+
+
+def test_a_rebuild_shows_in_the_status_and_is_counted() -> None:
+    world = World()
+    stream = world.stream()
+    world.table.receive(stream, open_frame(1))
+    world.table.receive(stream, step_frame())
+    world.table.on_rebuild(1, Rebuild.FAILED)  # of none
+    world.table.on_rebuild(1, Rebuild.BEGAN)
+    assert [session.state for session in world.table.status()] == ["rebuilding"]
+    world.table.on_rebuild(1, Rebuild.OK)
+    assert [session.state for session in world.table.status()] == ["running"]
+    world.table.on_rebuild(99, Rebuild.BEGAN)
+    assert world.metric("rebuilds_total", result="ok") == 1.0
+    assert world.metric("rebuilds_total", result="failed") == 0.0
+    world.table.on_rebuild(1, Rebuild.LEFT)
+    assert world.metric("rebuilds_total", result="left") == 1.0

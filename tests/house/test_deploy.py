@@ -52,7 +52,7 @@ def live_page() -> str:
         metrics.tokens.labels(kind).inc()
     for direction in ("up", "down"):
         metrics.wire_bytes.labels(direction).inc()
-    for result in ("ok", "failed"):
+    for result in telemetry.REBUILD_RESULTS:
         metrics.rebuilds.labels(result).inc()
     return generate_latest(metrics.registry).decode()
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from splitglm_cloud.engine.events import Emit, Event, Owner
 from splitglm_cloud.engine.stats import EngineStats
 from splitglm_cloud.execution.executor import Commands
-from splitglm_cloud.gateway.reaction import Reaction
+from splitglm_cloud.gateway.reaction import Reaction, Rebuild
 from splitglm_cloud.gateway.rebuild import Rebuilder
 from splitglm_wire.actions import Abort, Configure, Cut, Drop, Submit
 from splitglm_wire.frames import Step
@@ -24,15 +24,23 @@ class Back:
     Args:
         tell: receives (session, event); ``Evicted`` only for what no rebuild here can restore.
         soon: runs a function after the present call, as ``loop.call_soon`` does.
+        watch: receives (session, how its rebuild goes); must not call back.
     """
 
     def __init__(
-        self, *, rebuilder: Rebuilder, executor: Commands, tell: Emit, soon: Callable[[Callable[[], None]], object]
+        self,
+        *,
+        rebuilder: Rebuilder,
+        executor: Commands,
+        tell: Emit,
+        soon: Callable[[Callable[[], None]], object],
+        watch: Callable[[int, Rebuild], None] = lambda session, rebuild: None,
     ) -> None:
         self._rebuilder = rebuilder
         self._executor = executor
         self._tell = tell
         self._soon = soon
+        self._watch = watch
         self._events: deque[tuple[int, Event]] = deque()
         self._telling = False  # or about to
 
@@ -102,4 +110,6 @@ class Back:
                     self._executor.cut(order.session, order.action.length)
                 case Drop():
                     self._executor.drop(order.session)
+        for session, rebuild in reaction.rebuilds:
+            self._watch(session, rebuild)
         self._events += reaction.events

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from splitglm_cloud.engine.events import Event, Evicted, Failure, Owner
-from splitglm_cloud.gateway.reaction import Command, Order, Reaction
+from splitglm_cloud.gateway.reaction import Command, Order, Reaction, Rebuild
 from splitglm_cloud.gateway.received import ReceivedLog
 from splitglm_cloud.gateway.replay import Run, portion
 from splitglm_cloud.gateway.turns import Turns
@@ -206,6 +206,7 @@ class Rebuilder:
 
     def _recover(self, session: int, held: _Session, run: Run) -> None:
         """What the executor had of the session is gone while its step was computed."""
+        self._note(session, Rebuild.FAILED)
         held.held, run.number, run.final = False, None, False
         run.since_s = self._clock.now_s()
         self._ask(session, held, run)
@@ -226,6 +227,7 @@ class Rebuilder:
             self._advance(session, held, run, at=run.step.base)
         else:
             self.rebuilds += 1
+            self._note(session, Rebuild.BEGAN)
             self._advance(session, held, run, at=0)
 
     def _advance(self, session: int, held: _Session, run: Run, *, at: int) -> None:
@@ -239,6 +241,7 @@ class Rebuilder:
         self._order(session, Submit(step))
         if run.final:
             held.held = True
+            self._note(session, Rebuild.OK)
             run.waited_us = int(1e6 * (self._clock.now_s() - run.since_s))
             if run.aborted:
                 self._order(session, Abort(run.number))
@@ -277,11 +280,13 @@ class Rebuilder:
         self._rest(session, held)
 
     def _fail(self, session: int, held: _Session, run: Run, failure: Failure) -> None:
+        self._note(session, Rebuild.FAILED)
         self._tell(session, failure)
         self._rest(session, held)
 
     def _give_back(self, session: int, held: _Session, run: Run) -> None:
         """The log does not reach: only the device can rebuild."""
+        self._note(session, Rebuild.LEFT)
         held.held, held.length = False, 0
         self._log.cut(session, 0)
         self._tell(session, Evicted(run.step.seq))
@@ -304,6 +309,7 @@ class Rebuilder:
         if not held.held and not self._log.covers(session, held.length):
             held.length = 0
             self._log.cut(session, 0)
+            self._note(session, Rebuild.LEFT)
             self._tell(session, Evicted(None))
 
     def _order(self, session: int, action: Command) -> None:
@@ -311,6 +317,9 @@ class Rebuilder:
 
     def _tell(self, session: int, event: Event) -> None:
         self._reaction.events.append((session, event))
+
+    def _note(self, session: int, rebuild: Rebuild) -> None:
+        self._reaction.rebuilds.append((session, rebuild))
 
     def _done(self) -> Reaction:
         """What has come of a call, after whoever may now rebuild has begun."""

@@ -17,6 +17,7 @@ from splitglm_cloud.execution.executor import Commands
 from splitglm_cloud.gateway.held import Held, Stream
 from splitglm_cloud.gateway.load import LoadGate
 from splitglm_cloud.gateway.offer import refusal as why_not
+from splitglm_cloud.gateway.reaction import Rebuild
 from splitglm_cloud.gateway.refusal import Refusal
 from splitglm_cloud.gateway.reply_watch import ReplyRecord, ReplyWatch
 from splitglm_cloud.metrics import Metrics, class_label
@@ -162,6 +163,16 @@ class SessionTable:
             if outcome.seq is not None:
                 held.watch.failed(ErrorCode.KV_GAP, self._clock())
             self._act(held, held.session.on_evicted())
+
+    def on_rebuild(self, key: int, rebuild: Rebuild) -> None:
+        """A session's keys and values are computed anew; nothing to be done, only told."""
+        held = self._by_key.get(key)
+        if held is not None and rebuild is Rebuild.BEGAN:
+            held.watch.rebuild_began(self._clock())
+        elif held is not None:
+            held.watch.rebuild_ended(self._clock(), ok=rebuild is Rebuild.OK)
+        if rebuild is Rebuild.LEFT:
+            self._metrics.rebuilds.labels("left").inc()
 
     def sweep(self, now_s: float) -> None:
         """Forget sessions whose device did not come back, or asked nothing, in time."""
