@@ -65,11 +65,11 @@ def test_a_crowd_of_any_cut_class_and_size_is_served(seed: int, limits: SweepLim
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_crowds_are_served_for_thousands_of_sweeps(seed: int) -> None:
     rng = random.Random(seed)
     limits, size, pages = rng.choice([TINY, SMALL, NORMAL]), rng.choice([8, 30, 90]), rng.choice([90, 400, 4000])
-    assert live_through(seed, limits=limits, size=size, pages=pages, sweeps=3000).ended["alighted"] > 1000
+    assert live_through(seed, limits=limits, size=size, pages=pages, sweeps=2000).ended["alighted"] > 1000
 
 
 def full_house(devices: list[Device], limits: SweepLimits, sweeps: int, seed: int = 0) -> World:
@@ -156,7 +156,7 @@ def test_backlogged_tenants_get_service_by_weight(kind: Kind) -> None:
 def test_a_newcomer_gets_its_share_at_once_and_no_more(crowded_before: bool) -> None:
     """Whether those before it had the machine to themselves or fought for it, history is not paid back to it."""
     limits = SweepLimits(max_rows=40, max_wait_s=math.inf)
-    late = [*tokens(30, tenant="late", wakes_s=1e9)]
+    late = tokens(60, tenant="late", wakes_s=1e9)
     early = tokens(60 if crowded_before else 20, tenant="early") + tokens(30, tenant="crowd", pause_s=1e9)
     for device in early[-30:]:
         device.tokens = 3
