@@ -46,6 +46,7 @@ def chat(
     threads: options.Threads = 0,
     context: options.Context = 0,
     deadline: options.Deadline = None,
+    criticality: options.CriticalityOption = "critical",
     chunk: options.Chunk = 128,
     cloud: options.Cloud = None,
     cloud_key: options.CloudKey = None,
@@ -72,6 +73,7 @@ def chat(
         split=split,
         codec=codec,
         deadline=deadline,
+        criticality=criticality,
         chunk=chunk,
     )
     from splitglm_cli.opening import CloudOptions, open_agent

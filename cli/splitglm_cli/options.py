@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from splitglm_cli.invocation import Invocation
+from splitglm_core.criticality import Criticality
 from splitglm_core.plan import Codec, Precision, Privacy
+
+CRITICALITIES: Final = tuple(criticality.name.lower().replace("_", "-") for criticality in Criticality)
 
 
 def _switch_debug(context: typer.Context, value: bool) -> bool:
@@ -91,5 +94,14 @@ IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on past the mo
 System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System message.")]
 Deadline = Annotated[
     float | None, typer.Option("--deadline", metavar="SECONDS", min=0.0, help="Bound on the whole answer.")
+]
+CriticalityOption = Annotated[
+    str,
+    typer.Option(
+        "--criticality",
+        envvar="SPLITGLM_CRITICALITY",
+        metavar="|".join(CRITICALITIES),
+        help="How much the answer matters when the cloud cannot serve all; the last is refused first.",
+    ),
 ]
 Chunk = Annotated[int, typer.Option("--chunk", min=1, help="Prompt positions per prefill step.")]

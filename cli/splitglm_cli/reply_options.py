@@ -6,7 +6,10 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from splitglm_cli.options import CRITICALITIES
 from splitglm_cli.split_option import SplitOption
+from splitglm_core.criticality import Criticality
+from splitglm_core.errors import InputError
 from splitglm_core.plan import Codec, Privacy
 from splitglm_core.sampling import SamplingParams
 
@@ -31,6 +34,7 @@ class ReplyOptions:
     split: SplitOption | None
     codec: Codec | None
     deadline_s: float | None
+    criticality: Criticality
     chunk_tokens: int
 
     @classmethod
@@ -51,6 +55,7 @@ class ReplyOptions:
         split: str | None,
         codec: Codec | None,
         deadline: float | None,
+        criticality: str = "critical",
         chunk: int,
     ) -> ReplyOptions:
         """Raises ``InputError`` for anything out of range."""
@@ -75,6 +80,7 @@ class ReplyOptions:
             split=SplitOption.parse(split),
             codec=codec,
             deadline_s=deadline,
+            criticality=parse_criticality(criticality),
             chunk_tokens=chunk,
         )
 
@@ -91,6 +97,7 @@ class ReplyOptions:
             "ignore_eos": self.ignore_eos,
             "privacy": self.privacy,
             "deadline_s": self.deadline_s,
+            "criticality": self.criticality,
             "chunk_tokens": self.chunk_tokens,
         }
         if self.split is not None:
@@ -98,3 +105,15 @@ class ReplyOptions:
         if self.codec is not None:
             given["codecs"] = (self.codec,)
         return given
+
+
+def parse_criticality(text: str) -> Criticality:
+    """The class named as ``--criticality`` names it.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    name = text.lower()
+    if name not in CRITICALITIES:
+        raise InputError(f"{text!r} is not a criticality", f"use {', '.join(CRITICALITIES)}")
+    return list(Criticality)[CRITICALITIES.index(name)]

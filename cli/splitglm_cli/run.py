@@ -40,6 +40,7 @@ def run(
     threads: options.Threads = 0,
     context: options.Context = 0,
     deadline: options.Deadline = None,
+    criticality: options.CriticalityOption = "critical",
     chunk: options.Chunk = 128,
     cloud: options.Cloud = None,
     cloud_key: options.CloudKey = None,
@@ -67,6 +68,7 @@ def run(
         split=split,
         codec=codec,
         deadline=deadline,
+        criticality=criticality,
         chunk=chunk,
     )
     if raw and system is not None:

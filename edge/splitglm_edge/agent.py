@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Sequence
 from types import TracebackType
 
+from splitglm_core.criticality import Criticality
 from splitglm_core.errors import InputError, PromptTooLong
 from splitglm_core.plan import Codec, Precision, Privacy
 from splitglm_core.ranges import LayerRange
@@ -154,6 +155,7 @@ class Agent:
         codecs: tuple[Codec, ...] = DEFAULT_CODECS,
         objective: Objective | None = None,
         deadline_s: float | None = None,
+        criticality: Criticality = Criticality.CRITICAL,
         chunk_tokens: int = 128,
         conversation: Conversation | None = None,
     ) -> Generation:
@@ -169,6 +171,7 @@ class Agent:
             fixed: decisions that the policy must respect.
             codecs: acceptable for hidden states, best loved first.
             deadline_s: bound on the whole reply.
+            criticality: how much it matters when the cloud cannot serve all.
             chunk_tokens: prompt positions per prefill step, 4096 at most.
             conversation: one of ``new_conversation``; keeps caches between replies.
 
@@ -217,6 +220,7 @@ class Agent:
             stop=tuple(stop),
             eos=() if ignore_eos else self._eos,
             deadline_s=deadline_s,
+            criticality=criticality,
             rejoin_s=self._timeouts.rejoin_s,
             meter=meter,
             on_end=(lambda: self.end_conversation(talk)) if own else None,

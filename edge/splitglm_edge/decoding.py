@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterator
 
 import numpy as np
 
+from splitglm_core.criticality import Criticality
 from splitglm_core.errors import InternalError, PromptTooLong
 from splitglm_core.plan import SplitPlan
 from splitglm_core.sampling import SamplingParams
@@ -47,6 +48,7 @@ class Decoder(ABC):
         stop_ids: tuple[int, ...],
         generated: tuple[int, ...] = (),
         deadline_s: float | None = None,
+        criticality: Criticality = Criticality.CRITICAL,
         meter: Meter,
     ) -> Generator[int, None, None]:
         """Yield tokens as they are known, until ``max_tokens`` or (the token included) a stop id.
@@ -64,7 +66,7 @@ class Decoder(ABC):
             )
         keep = self.shared_prefix(ids)
         meter.kept_tokens = keep
-        self._begin(keep, sampling, stop_ids, generated, deadline_s)
+        self._begin(keep, sampling, stop_ids, generated, deadline_s, criticality)
         del self.cached[keep:]
         yield from self._run(ids[keep:], max_tokens, stop_ids, meter)
 
@@ -76,6 +78,7 @@ class Decoder(ABC):
         stop_ids: tuple[int, ...],
         generated: tuple[int, ...],
         deadline_s: float | None,
+        criticality: Criticality,
     ) -> None:
         """Cut every cache back to ``keep`` positions and set the sampler up."""
 
@@ -114,6 +117,7 @@ class DeviceDecoder(Decoder):
         stop_ids: tuple[int, ...],
         generated: tuple[int, ...],
         deadline_s: float | None,
+        criticality: Criticality,
     ) -> None:
         self._cache.truncate(keep)
         self._sampler = Sampler(sampling, generated)

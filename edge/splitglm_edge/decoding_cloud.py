@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from splitglm_core.criticality import Criticality
 from splitglm_core.errors import InternalError, ProtocolError, SplitGlmError
 from splitglm_core.plan import SplitPlan
 from splitglm_core.sampling import SamplingParams
@@ -31,6 +32,7 @@ class CloudDecoder(Decoder):
         stop_ids: tuple[int, ...],
         generated: tuple[int, ...],
         deadline_s: float | None,
+        criticality: Criticality,
     ) -> None:
         self._remote.begin(
             plan=self.plan,
@@ -39,6 +41,7 @@ class CloudDecoder(Decoder):
             keep=keep,
             stop_ids=stop_ids,
             deadline_s=deadline_s,
+            criticality=criticality,
             generated=generated,
         )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from splitglm_core.criticality import Criticality
 from splitglm_core.errors import BadTensor
 from splitglm_core.plan import Arm, SplitPlan
 from splitglm_core.sampling import SamplingParams
@@ -41,6 +42,7 @@ class HiddenDecoder(Decoder):
         stop_ids: tuple[int, ...],
         generated: tuple[int, ...],
         deadline_s: float | None,
+        criticality: Criticality,
     ) -> None:
         self._cache.truncate(keep)
         if self._tail is not None:
@@ -54,6 +56,7 @@ class HiddenDecoder(Decoder):
             keep=keep,
             stop_ids=(),
             deadline_s=deadline_s,
+            criticality=criticality,
             generated=() if self._samples else generated,
         )
 

@@ -2,7 +2,8 @@
 
 A broken stream leaves unknown whether the last steps were applied. The session re-opens on a new connection with a
 higher fence; if the cloud still holds the confirmed positions it goes on from there (a finished step is answered from
-the cloud's reply cache), else ``SessionLost`` tells the caller to rebuild from its tokens.
+the cloud's reply cache), else ``SessionLost`` tells the caller to rebuild from its tokens. What a busy cloud refused
+before it did anything is asked for again when the cloud said, a few times.
 """
 
 from __future__ import annotations
@@ -11,38 +12,30 @@ import copy
 import math
 import os
 import queue
+import random
 import time
 from collections import deque
 from collections.abc import Callable
 
-from splitglm_core.errors import (
-    BadTensor,
-    DeadlineExceeded,
-    InputError,
-    InternalError,
-    LinkError,
-    Overloaded,
-    PromptTooLong,
-    ProtocolError,
-    RemoteError,
-    SplitGlmError,
-    Unavailable,
-)
+from splitglm_core.criticality import Criticality
+from splitglm_core.errors import DeadlineExceeded, LinkError, Overloaded, ProtocolError, SplitGlmError
 from splitglm_core.plan import SplitPlan
 from splitglm_core.sampling import SamplingParams
+from splitglm_edge.faults import SessionLost, Unresponsive, from_error_frame
 from splitglm_edge.link import CloudLink
+from splitglm_edge.patience import Patience
 from splitglm_edge.timeouts import Timeouts
 from splitglm_wire.device import (
-    Attached,
     DeviceSession,
     Event,
     Gap,
     HiddenArrived,
     Refused,
+    State,
     StepDone,
     TokenArrived,
 )
-from splitglm_wire.frames import Error, ErrorCode, Frame, Reply, Rows
+from splitglm_wire.frames import Error, Frame, Reply, Rows
 
 Connect = Callable[[], CloudLink]
 
@@ -56,14 +49,6 @@ PREFILL_IN_FLIGHT = 16
 
 MAX_FRUITLESS_RECOVERIES = 3
 """A stream that breaks again and again without one answer between breaks because of what is asked."""
-
-
-class SessionLost(LinkError):
-    """The cloud no longer holds this conversation; its tokens are known, so it can be rebuilt."""
-
-
-class Unresponsive(SessionLost):
-    """The cloud is alive and may hold the conversation, but it does not answer."""
 
 
 class RemoteSession:
@@ -91,6 +76,8 @@ class RemoteSession:
         self._alone: set[int] = set()  # tickets of steps that were sent while no other was open
         self._fruitless = 0  # recoveries since the last answer
         self._deadline_s = math.inf
+        self._patience = Patience(timeouts.busy_s)
+        self._refusal: Error | None = None  # what a busy cloud said last
         self._link = connect()
         handle, self._inbox = self._link.open_inbox()
         self._machine = DeviceSession(handle=handle, session_id=os.urandom(16))
@@ -107,8 +94,8 @@ class RemoteSession:
 
     @property
     def in_flight(self) -> int:
-        """Steps sent and not yet answered."""
-        return self._machine.in_flight
+        """Steps sent and not yet answered, those included that a busy cloud is going to be sent again."""
+        return self._machine.in_flight + self._machine.put_off
 
     def begin(
         self,
@@ -120,6 +107,7 @@ class RemoteSession:
         stop_ids: tuple[int, ...],
         generated: tuple[int, ...],
         deadline_s: float | None,
+        criticality: Criticality = Criticality.CRITICAL,
     ) -> None:
         """Open the next reply, keeping ``keep`` positions; steps may follow without waiting for the answer.
 
@@ -128,6 +116,8 @@ class RemoteSession:
         self._delivered = list(generated)
         self._alone.clear()
         self._fruitless = 0
+        self._patience.progressed()
+        self._refusal = None
         self._events.clear()
         self._deadline_s = math.inf if deadline_s is None else time.monotonic() + deadline_s
         frame = self._machine.open(
@@ -137,12 +127,24 @@ class RemoteSession:
             keep=keep,
             stop_ids=stop_ids,
             generated=generated,
-            deadline_ms=0 if deadline_s is None else max(1, int(1000 * deadline_s)),
+            deadline_ms=self._left_ms(),
+            criticality=criticality,
         )
         self._send(frame)
 
     def step(self, *, rows_kind: Rows, rows: int, payload: bytes, reply: Reply, generate: int = 0) -> int:
-        """Send one step; returns its ticket."""
+        """Send one step; returns its ticket. Waits while a busy cloud refuses an earlier one.
+
+        Raises:
+            what ``wait`` raises.
+        """
+        while self._refusal is not None:
+            self._retry_if_due()
+            if self._refusal is not None:
+                self._receive()  # what it took before is still being computed
+        for event in self._events:
+            if isinstance(event, (Gap, Refused)):
+                raise self._error(event)
         alone = self._machine.in_flight == 0
         ticket, frame = self._machine.step(
             rows_kind=rows_kind, rows=rows, payload=payload, reply=reply, generate=generate
@@ -161,6 +163,7 @@ class RemoteSession:
     def poll(self) -> Event | None:
         """The next event that has already arrived, or None. Raises what ``wait`` raises."""
         while not self._events:
+            self._retry_if_due()
             try:
                 received = self._inbox.get_nowait()
             except queue.Empty:
@@ -175,21 +178,26 @@ class RemoteSession:
             DeadlineExceeded: the reply's deadline has passed.
             SessionLost: the cloud is gone, no longer holds the session, or is alive and does not answer.
             ProtocolError: it answered with what no cloud may answer.
-            RemoteError, BadTensor, InputError: the cloud refused the step.
+            RemoteError, BadTensor, InputError: the cloud refused the step (``Overloaded``: time and again).
         """
         while not self._events:
-            left_s = self._deadline_s - time.monotonic()
-            if left_s <= 0.0:
-                raise DeadlineExceeded("the reply's deadline has passed", "allow more time")
-            timeout_s = min(self._timeouts.step_s, left_s)
-            try:
-                received = self._link.receive(self._inbox, timeout_s=timeout_s, silence_s=self._timeouts.silence_s)
-            except DeadlineExceeded as late:
-                if timeout_s == left_s:
-                    raise
-                raise Unresponsive(late.what, late.hint) from None
-            self._take(received)
+            self._retry_if_due()
+            self._receive()
         return self._next_event()
+
+    def _receive(self) -> None:
+        """Take the next frame; raises what ``wait`` raises."""
+        left_s = self._deadline_s - time.monotonic()
+        if left_s <= 0.0:
+            raise DeadlineExceeded("the reply's deadline has passed", "allow more time")
+        timeout_s = min(self._timeouts.step_s, left_s)
+        try:
+            received = self._link.receive(self._inbox, timeout_s=timeout_s, silence_s=self._timeouts.silence_s)
+        except DeadlineExceeded as late:
+            if timeout_s == left_s:
+                raise
+            raise Unresponsive(late.what, late.hint) from None
+        self._take(received)
 
     def close(self) -> None:
         """Free the session in the cloud; harmless when the link is gone."""
@@ -211,9 +219,14 @@ class RemoteSession:
             return
         self.bytes_down += received[1]
         events, replies = self._machine.receive(received[0])
-        self._events.extend(events)
+        for event in events:
+            if isinstance(event, Refused) and event.error.resumable:
+                self._refusal = event.error
+            else:
+                self._events.append(event)
         if any(isinstance(event, (TokenArrived, HiddenArrived, StepDone)) for event in events):
             self._fruitless = 0
+            self._patience.progressed()
         for reply in replies:
             self._send(reply)
 
@@ -227,11 +240,44 @@ class RemoteSession:
             if event.ticket in self._alone and self._observe_queue is not None:
                 self._observe_queue(event.queue_s)
             self._alone.discard(event.ticket)
-        elif isinstance(event, Gap):
-            raise SessionLost("the cloud no longer holds this conversation")
-        elif isinstance(event, Refused):
-            raise from_error_frame(event.error)
+        elif isinstance(event, (Gap, Refused)):
+            raise self._error(event)
         return event
+
+    @staticmethod
+    def _error(event: Gap | Refused) -> SplitGlmError:
+        if isinstance(event, Gap):
+            return SessionLost("the cloud no longer holds this conversation")
+        return from_error_frame(event.error)
+
+    def _left_ms(self) -> int:
+        """What is left of the reply's time, 0 without a deadline."""
+        if self._deadline_s == math.inf:
+            return 0
+        return min(max(1, int(1000 * (self._deadline_s - time.monotonic()))), 0xFFFFFFFF)
+
+    def _retry_if_due(self) -> None:
+        """Ask a busy cloud once more for what it refused, when it said that there will be room.
+
+        Raises:
+            Overloaded: that is too far away, or was in vain too often.
+        """
+        while self._refusal is not None and self._machine.may_retry:
+            hint_s = self._refusal.retry_after_ms / 1000
+            left_s = self._deadline_s - time.monotonic()
+            pause_s = self._patience.pause_s(hint_s, left_s=left_s, chance=random.random())
+            if pause_s is None:
+                raise from_error_frame(self._refusal)
+            time.sleep(pause_s)  # as long as the cloud asked for, not a synchronisation
+            self._reopen(self._machine.handle)
+            while self._machine.state is State.REOPENING:
+                self._receive()
+
+    def _reopen(self, handle: int) -> None:
+        """Have the cloud take the session back, on the link at hand."""
+        deadline_ms, self._refusal = self._left_ms(), None
+        self._alone.clear()  # when a step that is sent again was first sent says nothing about its wait
+        self._send(self._machine.reopen(handle=handle, generated=tuple(self._delivered), deadline_ms=deadline_ms))
 
     def _recover(self) -> None:
         """Re-attach on a new connection; the machine decides what is sent again."""
@@ -239,7 +285,6 @@ class RemoteSession:
         if not isinstance(cause, LinkError):
             raise copy.copy(cause)  # a security or protocol fault is never papered over by trying again
         self._machine.broke()
-        self._alone.clear()  # when a step that is sent again was first sent says nothing about its wait
         if self._fruitless >= MAX_FRUITLESS_RECOVERIES:
             raise SessionLost(
                 f"the stream broke {self._fruitless + 1} times without an answer: {cause.what}", cause.hint
@@ -259,8 +304,8 @@ class RemoteSession:
             raise SessionLost(f"the cloud is gone: {cause.what}", cause.hint)
         self.reconnects += 1
         handle, self._inbox = self._link.open_inbox()
-        self._send(self._machine.reopen(handle=handle, generated=tuple(self._delivered)))
-        while not any(isinstance(event, (Attached, Gap, Refused)) for event in self._events):
+        self._reopen(handle)
+        while self._machine.state is State.REOPENING:
             try:
                 received = self._link.receive(
                     self._inbox, timeout_s=self._timeouts.step_s, silence_s=self._timeouts.silence_s
@@ -270,32 +315,3 @@ class RemoteSession:
             if received is None:
                 raise SessionLost("the cloud is gone again", cause.hint)
             self._take(received)
-
-
-def from_error_frame(frame: Error) -> SplitGlmError:
-    """The one place where an error frame becomes an error of ours."""
-    retry_s = frame.retry_after_ms / 1000 if frame.retry_after_ms else None
-    match frame.code:
-        case ErrorCode.OVERLOADED:
-            return Overloaded(
-                f"the cloud is busy: {frame.text}",
-                "wait a moment and try again",
-                code=frame.code.name,
-                retry_after_s=retry_s,
-            )
-        case ErrorCode.UNAVAILABLE | ErrorCode.DRAINING:
-            return Unavailable(frame.text, "use another cloud, or wait for its restart", code=frame.code.name)
-        case ErrorCode.NO_SESSION | ErrorCode.KV_GAP | ErrorCode.FENCED:
-            return SessionLost(frame.text)
-        case ErrorCode.DEADLINE:
-            return DeadlineExceeded(frame.text, "allow more time")
-        case ErrorCode.BAD_TENSOR:
-            return BadTensor(frame.text)
-        case ErrorCode.TOO_LARGE:
-            return PromptTooLong(frame.text, "shorten the prompt or ask for fewer tokens")
-        case ErrorCode.BAD_REQUEST:
-            return InputError(frame.text, "choose a plan that this cloud serves (`splitglm plan`)")
-        case ErrorCode.SEQ_CONFLICT:
-            return InternalError(f"the cloud refused a step: {frame.text}")
-        case _:
-            return RemoteError(frame.text, "look at the cloud's log", code=frame.code.name, retry_after_s=retry_s)

@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Protocol
 
+from splitglm_core.criticality import Criticality
 from splitglm_core.errors import DeadlineExceeded, LinkError, NoFeasiblePlan, RemoteError, SplitGlmError, Unavailable
 from splitglm_core.sampling import SamplingParams
 from splitglm_edge.closing import CLOSER
 from splitglm_edge.conversation import Conversation, Prepared
-from splitglm_edge.remote import SessionLost, Unresponsive
+from splitglm_edge.faults import SessionLost, Unresponsive
 from splitglm_edge.stats import Meter, Stats
 from splitglm_glm.stopping import StopMatcher
 from splitglm_glm.tokenizer import GlmTokenizer
@@ -54,6 +55,7 @@ class ReplyUnderWay:
         stop: tuple[str, ...],
         eos: tuple[int, ...],
         deadline_s: float | None,
+        criticality: Criticality,
         rejoin_s: float,
         meter: Meter,
         on_end: Callable[[], None] | None = None,
@@ -71,6 +73,7 @@ class ReplyUnderWay:
         self._sampling = sampling
         self._eos = eos
         self._deadline_s = deadline_s
+        self._criticality = criticality
         self._rejoin_s = rejoin_s
         self._meter = meter
         self._on_end = on_end
@@ -156,6 +159,7 @@ class ReplyUnderWay:
             stop_ids=self._eos,
             generated=tuple(self.token_ids),
             deadline_s=self._left_s(),
+            criticality=self._criticality,
             meter=self._meter,
         )
         try:

@@ -10,7 +10,8 @@ means. Invariants (numbers as in the test-suite):
   either fetches the cached reply of its last step or cuts back to the confirmed positions and sends again. A cloud
   whose last step is older than what was confirmed holds another history (a stale replica): that is a ``Gap``.
 * a refused step voids those behind it, which may be on the wire: nothing is sent until the next ``open``, whose higher
-  fence tells their refusals from those of new steps.
+  fence tells their refusals from those of new steps. What a busy cloud refused before it did anything (``resumable``)
+  is kept, for ``reopen`` to ask for it once more.
 
 A call that the state does not allow raises ``InternalError``, a frame that it does not allow ``ProtocolError``; both
 leave the state as it was.
@@ -22,6 +23,7 @@ from collections import OrderedDict
 from dataclasses import replace
 from enum import Enum
 
+from splitglm_core.criticality import Criticality
 from splitglm_core.errors import InternalError, ProtocolError
 from splitglm_core.plan import SplitPlan
 from splitglm_core.sampling import SamplingParams
@@ -80,6 +82,8 @@ class DeviceSession:
         self._request = 0
         self._open: Open | None = None
         self._pending: OrderedDict[int, Pending] = OrderedDict()  # by ticket, oldest first
+        self._put_off: OrderedDict[int, Pending] = OrderedDict()  # refused by a busy cloud, behind all pending ones
+        self._turned_away = False  # the cloud is busy: it did nothing of what was asked last
 
     @property
     def idle(self) -> bool:
@@ -89,6 +93,16 @@ class DeviceSession:
     def in_flight(self) -> int:
         """Steps sent and not yet answered."""
         return len(self._pending)
+
+    @property
+    def put_off(self) -> int:
+        """Steps that a busy cloud refused and ``reopen`` will send again."""
+        return len(self._put_off)
+
+    @property
+    def may_retry(self) -> bool:
+        """A busy cloud refused an open or a step, and what it took before is answered: ``reopen`` asks once more."""
+        return self._turned_away and not self._pending
 
     @property
     def length(self) -> int:
@@ -105,13 +119,15 @@ class DeviceSession:
         stop_ids: tuple[int, ...] = (),
         generated: tuple[int, ...] = (),
         deadline_ms: int = 0,
+        criticality: Criticality = Criticality.CRITICAL,
     ) -> Open:
-        """Begin the next reply, keeping the first ``keep`` confirmed positions."""
+        """Begin the next reply, keeping the first ``keep`` confirmed positions. Steps that were put off are void."""
         if self.state not in (State.NEW, State.STALLED, *_SENDING) or self._pending:
             raise InternalError(f"open in state {self.state.value} with {len(self._pending)} steps pending")
         if not 0 <= keep <= self.confirmed:
             raise InternalError(f"open keeps {keep} positions, but {self.confirmed} are confirmed")
         self.state = State.OPENING
+        self._forget_refused()
         self.fence += 1
         self._request += 1
         self._seq_at_open = self._seq
@@ -127,6 +143,7 @@ class DeviceSession:
             sampling=sampling,
             deadline_ms=deadline_ms,
             stop_ids=stop_ids,
+            criticality=criticality,
             generated=generated,
         )
         return self._open
@@ -169,7 +186,7 @@ class DeviceSession:
 
         None when it already ended, or when there is no stream: then the step is cancelled as soon as there is one.
         """
-        pending = self._pending.get(ticket)
+        pending = self._pending.get(ticket) or self._put_off.get(ticket)
         if pending is None:
             return None
         pending.cancelled = True
@@ -178,6 +195,7 @@ class DeviceSession:
     def close(self) -> Close:
         self.state = State.CLOSED
         self._pending.clear()
+        self._forget_refused()
         return Close(handle=self.handle, fence=self.fence)
 
     def broke(self) -> None:
@@ -185,14 +203,29 @@ class DeviceSession:
         if self._open is not None and self.state is not State.CLOSED:
             self.state = State.BROKEN
 
-    def reopen(self, *, handle: int, generated: tuple[int, ...]) -> Open:
-        """Re-attach on a new stream. ``generated``: tokens of this reply that were delivered (sampler history)."""
-        if self.state is not State.BROKEN or self._open is None:
+    def reopen(self, *, handle: int, generated: tuple[int, ...], deadline_ms: int = 0) -> Open:
+        """Re-attach on a new stream, or ask a busy cloud once more.
+
+        Args:
+            generated: tokens of this reply that were delivered (sampler history).
+            deadline_ms: what is left of the reply's time now, 0 without a deadline.
+        """
+        if (self.state is not State.BROKEN and not self.may_retry) or self._open is None:
             raise InternalError(f"reopen in state {self.state.value}")
         self.state = State.REOPENING
         self.handle = handle
         self.fence += 1
-        self._open = replace(self._open, handle=handle, fence=self.fence, keep=KEEP_ALL, generated=generated)
+        self._pending.update(self._put_off)
+        self._forget_refused()
+        self._sent = self._end()
+        self._open = replace(
+            self._open,
+            handle=handle,
+            fence=self.fence,
+            keep=KEEP_ALL,
+            generated=generated,
+            deadline_ms=deadline_ms,
+        )
         return self._open
 
     def receive(self, frame: Frame) -> tuple[list[Event], list[Frame]]:
@@ -268,27 +301,36 @@ class DeviceSession:
     def _on_error(self, frame: Error) -> list[Event]:
         ticket = next((t for t, p in self._pending.items() if p.step.seq == frame.seq), None)
         if frame.scope is not Scope.STEP:
-            self._void(0)
+            self._void(0, put_off=frame.resumable)
             self.state = State.BROKEN if frame.resumable else State.CLOSED
         elif ticket is None:
             return []  # an echo of steps that were in flight behind one already refused
         else:
-            self._void(ticket)
+            self._void(ticket, put_off=frame.resumable)
             self._seq = frame.seq - 1
             self.state = State.STALLED
             if frame.code is ErrorCode.KV_GAP and frame.have < self.confirmed:
                 return [self._gap(frame.have, self._seq)]
         return [Refused(ticket, frame)]
 
-    def _void(self, first: int) -> None:
-        """Forget the pending steps from ticket ``first`` on."""
-        for ticket in [t for t in self._pending if t >= first]:
-            del self._pending[ticket]
+    def _void(self, first: int, *, put_off: bool) -> None:
+        """Forget the pending steps from ticket ``first`` on, or put them off."""
+        void = {ticket: self._pending.pop(ticket) for ticket in [t for t in self._pending if t >= first]}
+        self._put_off = OrderedDict([*void.items(), *self._put_off.items()] if put_off else ())
+        self._turned_away = put_off
+        self._sent = self._end()
+
+    def _end(self) -> int:
         newest = next(reversed(self._pending.values()), None)
-        self._sent = newest.step.base + newest.step.rows if newest is not None else self.confirmed
+        return newest.step.base + newest.step.rows if newest is not None else self.confirmed
+
+    def _forget_refused(self) -> None:
+        self._put_off.clear()
+        self._turned_away = False
 
     def _gap(self, have: int, last_seq: int) -> Gap:
         self._pending.clear()
+        self._forget_refused()
         self.confirmed = self._sent = have
         self._seq = last_seq
         self.state = State.STALLED

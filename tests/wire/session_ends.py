@@ -55,9 +55,14 @@ class Held:
 
 
 class Host:
-    """One cloud process: sessions by id, streams, handles; as the product's session table, without a limit."""
+    """One cloud process: sessions by id, streams, handles; as the product's session table.
 
-    def __init__(self, deliver: Deliver) -> None:
+    Args:
+        busy: whether to refuse what is asked now, before anything is done: a new session, or a step.
+    """
+
+    def __init__(self, deliver: Deliver, busy: Callable[[], bool] = lambda: False) -> None:
+        self._busy = busy
         self.engine = model.Engine()
         self.sessions: dict[bytes, Held] = {}
         self._streams: dict[int, dict[int, Held]] = {}
@@ -91,6 +96,8 @@ class Host:
         held = self._streams[stream].get(frame.handle)
         if held is None:
             self._refuse(stream, frame)
+        elif isinstance(frame, Step) and frame.seq > held.session.last_seq and self._busy():
+            self._refuse(stream, frame, of_step=True, have=held.session.kv_length)
         else:
             self.give(held, frame)
 
@@ -145,6 +152,9 @@ class Host:
 
     def _open(self, stream: int, frame: Open) -> None:
         held = self.sessions.get(frame.session_id)
+        if held is None and self._busy():
+            self._refuse(stream, frame, code=ErrorCode.OVERLOADED)
+            return
         if held is None:
             session = CloudSession(session_id=frame.session_id, hidden=model.HIDDEN)
             held = self.sessions[frame.session_id] = Held(next(self._keys), session, stream, frame.handle)
@@ -160,17 +170,25 @@ class Host:
             held.owed.clear()  # whatever was accepted before belongs to an older fence
         self._act(held, held.session.on_open(frame))
 
-    def _refuse(self, stream: int, frame: Frame) -> None:
+    def _refuse(
+        self,
+        stream: int,
+        frame: Frame,
+        code: ErrorCode = ErrorCode.NO_SESSION,
+        *,
+        of_step: bool = False,
+        have: int = 0,
+    ) -> None:
         error = Error(
             handle=frame.handle,
             fence=getattr(frame, "fence", 0),
-            seq=0,
-            code=ErrorCode.NO_SESSION,
-            scope=Scope.SESSION,
-            resumable=False,
+            seq=getattr(frame, "seq", 0) if of_step else 0,
+            code=ErrorCode.OVERLOADED if of_step else code,
+            scope=Scope.STEP if of_step else Scope.SESSION,
+            resumable=of_step or code is ErrorCode.OVERLOADED,
             retry_after_ms=0,
-            have=0,
-            text="no such session on this stream",
+            have=have,
+            text="not now",
         )
         self._deliver(stream, error)
 
@@ -231,8 +249,18 @@ class Driver:
     """
 
     def __init__(
-        self, *, plan: SplitPlan, turns: Sequence[Turn], seed: int, ids: Callable[[], bytes], chunk: int, window: int
+        self,
+        *,
+        plan: SplitPlan,
+        turns: Sequence[Turn],
+        seed: int,
+        ids: Callable[[], bytes],
+        chunk: int,
+        window: int,
+        retries: bool = False,
     ) -> None:
+        self.retried = 0
+        self._retries = retries  # asks once more for what a busy cloud refused, instead of beginning anew
         self.plan = plan
         self.turns = list(turns)
         self.machine = DeviceSession(handle=0, session_id=ids())
@@ -369,14 +397,23 @@ class Driver:
                 return self._begin()
             case Refused():
                 self.refusals += 1
-                return self._begin() if self.machine.state is State.STALLED and self.machine.idle else []
+                return self._after_refusal()
             case Attached():
                 return self._pump()
+
+    def _after_refusal(self) -> list[Frame]:
+        """Once what was taken before is answered: ask again for the rest, or begin anew with what is confirmed."""
+        if self.machine.state is not State.STALLED or not self.machine.idle:
+            return []  # a session that was refused as a whole is asked for by whoever has the stream
+        if not (self._retries and self.machine.may_retry):
+            return self._begin()
+        self.retried += 1
+        return self.reattach(self.machine.handle)
 
     def _on_done(self, event: StepDone) -> list[Frame]:
         assert event.kv_length == self.machine.confirmed <= len(self._line)
         if self.machine.state is State.STALLED:
-            return self._begin() if self.machine.idle else []
+            return self._after_refusal()
         if event.ticket != self._last_ticket:
             return self._pump()
         frames: list[Frame] = []

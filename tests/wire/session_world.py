@@ -1,10 +1,10 @@
 """A seeded world of devices, streams and clouds in virtual time around the real session machines.
 
 Frames travel as bytes, in order within a stream. Until ``HEALED_S`` the world breaks things: streams end at one end
-first or turn into black holes, their frames arrive late, frames of dead streams come again, clouds crash and come back
-empty, idle sessions are forgotten, sessions lose their positions, devices go to another cloud and back, steps fail,
-steps are slow, replies are cancelled. ``Driver`` and ``Host`` assert safety at every step; afterwards every
-conversation must end (liveness).
+first or turn into black holes, their frames arrive late, frames of dead streams come again, clouds crash and come
+back empty, idle sessions are forgotten, sessions lose their positions, devices go to another cloud and back, steps
+fail, steps are slow, clouds are busy and refuse what is asked, replies are cancelled. ``Driver`` and ``Host`` assert
+safety at every step; afterwards every conversation must end (liveness).
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class Outcome:
     rebuilds: int
     reconnects: int
     refusals: int
+    retried: int
 
 
 class World:
@@ -76,7 +77,8 @@ class World:
         self._delay_s = rng.choice((0.002, 0.02, 0.1))
         self._slow = rng.choice((0.0, 0.02, 0.1))
         self._fail = rng.choice((0.0, 0.0, 0.03, 0.1))
-        self.hosts = [Host(self._from_host), Host(self._from_host)]
+        self._busy = rng.choice((0.0, 0.0, 0.05, 0.3))
+        self.hosts = [Host(self._from_host, self._is_busy), Host(self._from_host, self._is_busy)]
         self._down_until_s = [0.0, 0.0]
         self.devices = [self._device() for _ in range(rng.randint(1, 2))]
         for device in self.devices:
@@ -100,7 +102,8 @@ class World:
         refusals = sum(driver.refusals for driver in drivers)
         assert self._failed or not refusals, "no step failed, yet one was refused"
         assert self._failed or self._forgot or not rebuilds, "nothing was forgotten, yet something was rebuilt"
-        return Outcome(events, self._digest, rebuilds, self.reconnects, refusals)
+        retried = sum(driver.retried for driver in drivers)
+        return Outcome(events, self._digest, rebuilds, self.reconnects, refusals, retried)
 
     def _device(self) -> Device:
         rng = self.rng
@@ -121,7 +124,10 @@ class World:
             ]
             plan = model.PLANS[rng.choice(tuple(model.PLANS))]
             seed, chunk, window = rng.randrange(1000), rng.randint(1, 4), rng.randint(1, 5)
-            drivers.append(Driver(plan=plan, turns=turns, seed=seed, ids=ids, chunk=chunk, window=window))
+            retries = rng.random() < 0.7
+            drivers.append(
+                Driver(plan=plan, turns=turns, seed=seed, ids=ids, chunk=chunk, window=window, retries=retries)
+            )
         return Device(drivers, rng.randrange(2))
 
     def _at(self, delay_s: float, happen: Callable[[], None]) -> None:
@@ -239,6 +245,11 @@ class World:
         host.work(held, self.rng.choice((ErrorCode.INTERNAL, ErrorCode.OVERLOADED)) if fails else None)
         self._kick(host)
 
+    def _is_busy(self) -> bool:
+        busy = not self._healed and self.rng.random() < self._busy
+        self._failed = self._failed or busy
+        return busy
+
     # Faults
 
     def _fault(self) -> None:
@@ -286,7 +297,7 @@ class World:
     def _crash(self, cloud: int) -> None:
         self._forgot = True
         host = self.hosts[cloud]
-        self.hosts[cloud] = Host(self._from_host)
+        self.hosts[cloud] = Host(self._from_host, self._is_busy)
         self._down_until_s[cloud] = self.now_s + self.rng.uniform(0, 2)
         for stream in self._streams.values():
             if stream.host is host:

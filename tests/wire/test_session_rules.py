@@ -10,6 +10,7 @@ from typing import Any
 import integer_model as model
 import pytest
 
+from splitglm_core.criticality import Criticality
 from splitglm_core.errors import InternalError, ProtocolError
 from splitglm_core.sampling import SamplingParams
 from splitglm_wire.cloud import Abort, Action, CloudSession, Configure, Cut, Drop, Output, Send, Submit
@@ -615,3 +616,123 @@ def test_evicted_the_last_reply_is_still_given_to_a_device_that_lost_it() -> Non
     session.on_open(opening(2, plan=CLOUD, keep=KEEP_ALL))
     again = session.on_step(replace(step, fence=2))
     assert [a.frame.last for a in again if isinstance(a, Send) and isinstance(a.frame, Result)] == [True]
+
+
+def test_a_lost_answer_late_in_a_reply_is_fetched_as_it_was() -> None:
+    """A reply of several steps: the cached part begins behind the tokens that are known."""
+    session = cloud(opening(plan=CLOUD, generated=(7, 8)))
+    step = a_step(1, 0, 1, rows_kind=Rows.IDS, payload=bytes(4), reply=Reply.TOKEN, generate=3)
+    assert session.on_step(step) == [Submit(step)]
+    for at, token in enumerate((4, 5, 6)):
+        session.on_output(Output(1, 1, token.to_bytes(4, "little"), at == 2))
+    session.on_stream_lost()
+    session.on_open(opening(2, handle=9, plan=CLOUD, keep=100, generated=(7, 8)))
+    actions = session.on_step(replace(step, handle=9, fence=2))
+    sent = [action.frame for action in actions if isinstance(action, Send)]
+    assert [(frame.index, bytes(frame.payload)[0], frame.last) for frame in sent] == [  # type: ignore[union-attr]
+        (0, 4, False),
+        (1, 5, False),
+        (2, 6, True),
+    ]
+
+
+def turned_away(*, behind: int = 2, before: int = 1) -> tuple[DeviceSession, list[tuple[int, Step]]]:
+    """A device of whose steps a busy cloud refused all but the first ``before``."""
+    machine = device()
+    sent = [ack(machine) for _ in range(before + behind)]
+    machine.receive(refusal(sent[before][1].seq, code=ErrorCode.OVERLOADED, resumable=True))
+    return machine, sent
+
+
+def test_what_a_busy_cloud_refused_is_asked_for_again_when_the_rest_is_answered() -> None:
+    machine, sent = turned_away()
+    assert (machine.in_flight, machine.put_off, machine.may_retry) == (1, 2, False)
+    with pytest.raises(InternalError):  # the first step is still being computed
+        machine.reopen(handle=1, generated=())
+    machine.receive(result(sent[0][1]))
+    assert machine.may_retry
+    frame = machine.reopen(handle=1, generated=(), deadline_ms=77)
+    assert (frame.fence, frame.keep, frame.request, frame.deadline_ms) == (2, KEEP_ALL, 1, 77)
+    assert (machine.in_flight, machine.put_off, machine.length) == (2, 0, 6)
+    assert machine.receive(refusal(3, fence=1, code=ErrorCode.SEQ_CONFLICT)) == ([], []), "an echo of before"
+    events, frames = machine.receive(Opened(handle=1, fence=2, request=1, have=2, last_seq=1, step_fence=1))
+    assert events == [Attached(2, False)]
+    assert frames == [replace(step, fence=2) for _, step in sent[1:]]
+    done = [event for step in frames for event in machine.receive(result(step))[0]]  # type: ignore[arg-type]
+    assert [event.ticket for event in done if isinstance(event, StepDone)] == [ticket for ticket, _ in sent[1:]]
+
+
+def test_a_session_refused_by_a_busy_cloud_is_asked_for_with_all_its_steps() -> None:
+    machine = DeviceSession(handle=1, session_id=bytes(16))
+    machine.open(plan=SPLIT, keep=0, criticality=Criticality.SHEDDABLE, **OPENING)
+    sent = [ack(machine) for _ in range(3)]
+    busy = refusal(0, scope=Scope.SESSION, resumable=True, code=ErrorCode.OVERLOADED)
+    assert machine.receive(busy)[0] == [Refused(None, busy)]
+    for _ in sent:  # the cloud knows no session that they could belong to
+        assert machine.receive(refusal(0, scope=Scope.SESSION, code=ErrorCode.NO_SESSION)) == ([], [])
+    assert machine.may_retry and machine.put_off == 3
+    frame = machine.reopen(handle=1, generated=())
+    assert frame.criticality is Criticality.SHEDDABLE
+    _, frames = machine.receive(Opened(handle=1, fence=2, request=1, have=0, last_seq=0))
+    assert frames == [replace(step, fence=2) for _, step in sent]
+
+
+def test_a_stream_that_breaks_meanwhile_takes_nothing_of_what_was_put_off() -> None:
+    machine, sent = turned_away()
+    machine.broke()
+    machine.reopen(handle=2, generated=())
+    _, frames = machine.receive(Opened(handle=2, fence=2, request=1, have=0, last_seq=0))
+    assert frames == [replace(step, handle=2, fence=2) for _, step in sent]
+
+
+def test_a_cancel_waits_with_the_step_that_was_put_off() -> None:
+    machine, sent = turned_away(before=0, behind=1)
+    assert machine.cancel(sent[0][0]) is None
+    machine.reopen(handle=1, generated=())
+    _, frames = machine.receive(Opened(handle=1, fence=2, request=1, have=0, last_seq=0))
+    assert frames == [replace(sent[0][1], fence=2), Cancel(handle=1, fence=2, seq=1)]
+
+
+@pytest.mark.parametrize("how", ["a new reply", "a failure before it", "positions are gone"])
+def test_what_was_put_off_is_void_when_something_else_happens(how: str) -> None:
+    machine, sent = turned_away()
+    if how == "a new reply":
+        machine.receive(result(sent[0][1]))
+        machine.open(plan=SPLIT, keep=2, **OPENING)
+    elif how == "a failure before it":
+        machine.receive(refusal(1, code=ErrorCode.INTERNAL))
+    else:
+        machine.broke()
+        machine.reopen(handle=1, generated=())
+        machine._answered_fence = 1
+        machine.confirmed = 2
+        assert machine.receive(Opened(handle=1, fence=2, request=1, have=0, last_seq=0))[0] == [Gap(0)]
+    assert (machine.put_off, machine.may_retry, machine.idle) == (0, False, True)
+
+
+def test_a_reopen_tells_what_is_left_of_the_time_and_not_what_there_was() -> None:
+    machine = DeviceSession(handle=1, session_id=bytes(16))
+    assert machine.open(plan=SPLIT, keep=0, deadline_ms=9000, **OPENING).deadline_ms == 9000
+    machine.broke()
+    assert machine.reopen(handle=2, generated=(), deadline_ms=1234).deadline_ms == 1234
+
+
+@pytest.mark.parametrize("criticality", list(Criticality))
+def test_criticality_reaches_the_engine(criticality: Criticality) -> None:
+    session = CloudSession(session_id=bytes(16), hidden=1)
+    actions = session.on_open(opening(criticality=criticality))
+    assert [action.criticality for action in actions if isinstance(action, Configure)] == [criticality]
+
+
+def test_rows_held_are_those_still_to_be_computed() -> None:
+    session = cloud(opening(plan=CLOUD))
+    ids: dict[str, Any] = {"rows_kind": Rows.IDS}
+    session.on_step(a_step(1, 0, 3, payload=bytes(12), **ids))
+    session.on_step(a_step(2, 3, 5, payload=bytes(20), reply=Reply.TOKEN, generate=9, **ids))
+    assert session.held_rows == 8
+    session.on_output(Output(1, 0, b"", True))
+    assert session.held_rows == 5
+    session.on_output(Output(2, 1, bytes(4), False))
+    assert session.held_rows == 1
+    session.on_output(Output(2, 1, bytes(4), True))
+    assert session.held_rows == 0

@@ -38,6 +38,7 @@ def test_worlds_end_with_every_token_right(first: int) -> None:
     assert sum(outcome.reconnects for outcome in outcomes.values()) > BATCH
     assert sum(outcome.rebuilds for outcome in outcomes.values()) > BATCH // 8
     assert sum(outcome.refusals for outcome in outcomes.values()) > BATCH // 4
+    assert sum(outcome.retried for outcome in outcomes.values()) > BATCH // 8
 
 
 @pytest.mark.slow
@@ -155,7 +156,33 @@ MUTANTS = [
     Mutant("device: goes on after a refusal", device, "self.state = State.STALLED\n            if", "if"),
     Mutant("device: refused number not given back", device, "self._seq = frame.seq - 1", "pass"),
     Mutant("device: end of what was sent not set back", device, "else self.confirmed\n", "else self._sent\n"),
-    Mutant("device: steps survive the session's end", device, "self._void(0)", "pass"),
+    Mutant("device: steps survive the session's end", device, "self._void(0, put_off=frame.resumable)", "pass"),
+    Mutant("device: put off steps are lost", device, "self._pending.update(self._put_off)", "pass"),
+    Mutant(
+        "device: put off in the wrong order",
+        device,
+        "[*void.items(), *self._put_off.items()]",
+        "[*self._put_off.items(), *void.items()]",
+    ),
+    Mutant("device: put off behind a failure", device, " if put_off else ()", ""),
+    Mutant(
+        "device: asks again before the rest is answered",
+        device,
+        "self._turned_away and not self._pending",
+        "self._turned_away",
+    ),
+    Mutant(
+        "device: what was put off has no length",
+        device,
+        "        self._sent = self._end()\n        self._open = r",
+        "        self._open = r",
+    ),
+    Mutant(
+        "device: put off steps outlive a new reply",
+        device,
+        "        self._forget_refused()\n        self.fence += 1\n        self._req",
+        "        self.fence += 1\n        self._req",
+    ),
     Mutant("device: generated length not taken over", device, "if pending.step.generate > 1:", "if False:"),
     Mutant("device: cancel lost with its stream", device, "if pending.cancelled:", "if False:"),
     Mutant("device: early answer to an open", device, "or self.state in (State.OPENING, State.REOPENING)", ""),
