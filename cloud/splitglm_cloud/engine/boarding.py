@@ -3,6 +3,10 @@
 Every rider alights before the sweep ends, so a sweep begins empty and its places are given out in one plan over all
 waiting works, wherever in the sweep they board. That is what keeps the places of a late boarding layer free of works
 that board early.
+
+Tenants of one class and kind share by weight (``fairness``): two that always wait differ by two largest charges at
+most, over any stretch of sweeps. Apart from that stands the share of the overdue, ``min_prefill_rows`` and
+``min_decode_rows`` of a sweep: it goes by age alone, and what a tenant gets from it is charged like all else.
 """
 
 from __future__ import annotations
