@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+import tempfile
 from pathlib import Path
 
 from front import GRAPHS, HERE, Row, llama_version, measure
@@ -47,7 +48,7 @@ def rows_of(checkpoint: Checkpoint, name: str, work: Path, llama_python: str | N
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="directory for weights (8 GB), reused when present")
+    parser.add_argument("--work", type=Path, help="directory for weights (8 GB), reused when present")
     parser.add_argument("--llama-python", default=sys.executable)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20, help="steps per measurement")
@@ -57,6 +58,13 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=(DEMO, "glm-edge-1.5b", "tiny"), default=[DEMO, "glm-edge-1.5b"])
     parser.add_argument("--smoke", action="store_true", help="a tiny model, one round, no result file")
     arguments = parser.parse_args()
+    if arguments.work is None and not arguments.smoke:
+        parser.error("--work DIR is needed for the weights")
+    with tempfile.TemporaryDirectory() as nowhere:
+        run(arguments, arguments.work or Path(nowhere))
+
+
+def run(arguments: argparse.Namespace, work: Path) -> None:
     if arguments.smoke:
         arguments.rounds, arguments.steps, arguments.context = 1, 3, 8
         arguments.batches, arguments.models = [1, 4], ["tiny"]
@@ -66,8 +74,8 @@ def main() -> None:
     rows: list[Row] = []
     for name in arguments.models:
         known = SHAPES.get(name)
-        checkpoint = open_checkpoint(name) if known is None else ensure_checkpoint(arguments.work / name, known)
-        rows += rows_of(checkpoint, name, arguments.work, llama_python)
+        checkpoint = open_checkpoint(name) if known is None else ensure_checkpoint(work / name, known)
+        rows += rows_of(checkpoint, name, work, llama_python)
     common = ["--threads", str(arguments.threads), "--context", str(arguments.context), "--steps", str(arguments.steps)]
     seconds: dict[tuple[str, int], list[float]] = {}
     loads = []

@@ -49,9 +49,15 @@ class Rider(Protocol):
 
 @dataclass(slots=True)
 class _Layer:
-    """Both sessions over one layer's weights and their bindings, which point at the rows of ``bound``."""
+    """Both sessions over one layer's weights and their bindings, which point at the rows of ``bound``.
 
+    ``attention`` (one thread) and ``wide_attention`` (all threads) hold no weights and are the same in every layer.
+    """
+
+    number: int
     before: ort.InferenceSession
+    attention: ort.InferenceSession
+    wide_attention: ort.InferenceSession
     after: ort.InferenceSession
     into_attention: ort.IOBinding
     out_of_attention: ort.IOBinding
@@ -86,8 +92,7 @@ class BatchStack:
         self._exact = exact
         self._layers: dict[int, _Layer] = {}
         self._buffers = RowBuffers(_FEWEST_BUFFERED_ROWS, stack.config.shape)
-        self._attention: ort.InferenceSession | None = None
-        self._wide_attention: ort.InferenceSession | None = None
+        self._attention: tuple[ort.InferenceSession, ort.InferenceSession] | None = None
         self._load_lock = threading.Lock()
         self._threads = stack.options.thread_count
         self._pool: ThreadPoolExecutor | None = None
@@ -138,9 +143,9 @@ class BatchStack:
         for number in layers:
             layer = self._layer(number)
             if layer.bound is not views:
-                self._bind(layer, number, views)
+                self._bind(layer, views)
             layer.before.run_with_iobinding(layer.into_attention)
-            self._attend(number, turns)
+            self._attend(layer, turns)
             layer.after.run_with_iobinding(layer.out_of_attention)
         for turn in turns:
             turn.cache.finish(layers, turn.stop)
@@ -177,7 +182,7 @@ class BatchStack:
             start += rider.rows
         return turns
 
-    def _attend(self, layer: int, turns: Sequence[_Turn]) -> None:
+    def _attend(self, layer: _Layer, turns: Sequence[_Turn]) -> None:
         """Attention of every session: long chunks by all threads together, the others side by side if that pays."""
         narrow = [turn for turn in turns if not turn.wide]
         for turn in turns:
@@ -197,31 +202,30 @@ class BatchStack:
         for other in others:
             other.result()
 
-    def _attend_narrow(self, layer: int, turns: Sequence[_Turn]) -> None:
-        session = self._attention
-        assert session is not None  # opened with the first layer
+    @staticmethod
+    def _attend_narrow(layer: _Layer, turns: Sequence[_Turn]) -> None:
         for turn in turns:
-            bound = turn.cache.attention.get(layer)
+            bound = turn.cache.attention.get(layer.number)
             if bound is None:
-                bound = turn.cache.attention[layer] = BoundAttention(turn.cache.bind_attention(session, layer))
+                bound = BoundAttention(turn.cache.bind_attention(layer.attention, layer.number))
+                turn.cache.attention[layer.number] = bound
             if bound.rows is not turn.rows:
                 bound.binding.bind_ortvalue_input(QKV, turn.rows[0])
                 bound.binding.bind_ortvalue_output(CONTEXT, turn.rows[1])
                 bound.rows = turn.rows
-            session.run_with_iobinding(bound.binding)
-
-    def _attend_wide(self, layer: int, turn: _Turn) -> None:
-        session = self._wide_attention
-        assert session is not None
-        bound = turn.cache.bind_attention(session, layer)
-        bound.bind_ortvalue_input(QKV, turn.rows[0])
-        bound.bind_ortvalue_output(CONTEXT, turn.rows[1])
-        session.run_with_iobinding(bound)
+            layer.attention.run_with_iobinding(bound.binding)
 
     @staticmethod
-    def _bind(layer: _Layer, number: int, views: RowViews) -> None:
+    def _attend_wide(layer: _Layer, turn: _Turn) -> None:
+        bound = turn.cache.bind_attention(layer.wide_attention, layer.number)
+        bound.bind_ortvalue_input(QKV, turn.rows[0])
+        bound.bind_ortvalue_output(CONTEXT, turn.rows[1])
+        layer.wide_attention.run_with_iobinding(bound)
+
+    @staticmethod
+    def _bind(layer: _Layer, views: RowViews) -> None:
         layer.bound = None
-        source, target = views.hidden[number % 2], views.hidden[(number + 1) % 2]
+        source, target = views.hidden[layer.number % 2], views.hidden[(layer.number + 1) % 2]
         layer.into_attention.bind_ortvalue_input(HIDDEN_IN, source)
         layer.into_attention.bind_ortvalue_output(QKV, views.qkv)
         layer.out_of_attention.bind_ortvalue_input(HIDDEN_IN, source)
@@ -245,10 +249,10 @@ class BatchStack:
         if self._attention is None:
             # One thread, unless the process has one pool for everything.
             threads = None if self._stack.options.spinning else 1
-            self._attention = factory.open(path, pieces.attention, threads=threads)
-            self._wide_attention = factory.open(path, pieces.attention) if threads else self._attention
+            narrow = factory.open(path, pieces.attention, threads=threads)
+            self._attention = narrow, factory.open(path, pieces.attention) if threads else narrow
         before, after = factory.open(path, pieces.before), factory.open(path, pieces.after)
-        return _Layer(before, after, before.io_binding(), after.io_binding())
+        return _Layer(number, before, *self._attention, after, before.io_binding(), after.io_binding())
 
 
 def _shares(turns: Sequence[_Turn], count: int) -> list[list[_Turn]]:

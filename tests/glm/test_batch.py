@@ -186,8 +186,8 @@ def test_a_failure_in_the_middle_of_the_layers_leaves_every_length(
     together(batches, hidden, caches)
     attend = BatchStack._attend
 
-    def fail(self: BatchStack, layer: int, turns: object) -> None:
-        if layer == 2:
+    def fail(self: BatchStack, layer: batch._Layer, turns: object) -> None:
+        if layer.number == 2:
             raise RuntimeError("no more")
         attend(self, layer, turns)  # type: ignore[arg-type]
 
@@ -245,12 +245,12 @@ def test_a_failing_thread_fails_the_batch(tmp_path: Path, monkeypatch: pytest.Mo
     together(batches, hidden, caches)
     narrow = BatchStack._attend_narrow
 
-    def fail(self: BatchStack, layer: int, turns: list[batch._Turn]) -> None:
+    def fail(layer: batch._Layer, turns: list[batch._Turn]) -> None:
         if turns[0].cache is caches[1]:
             raise RuntimeError("a worker fell")
-        narrow(self, layer, turns)
+        narrow(layer, turns)
 
-    monkeypatch.setattr(BatchStack, "_attend_narrow", fail)
+    monkeypatch.setattr(BatchStack, "_attend_narrow", staticmethod(fail))
     with pytest.raises(RuntimeError, match="a worker fell"):
         together(batches, hidden, caches)
     assert [cache.length for cache in caches] == [1, 1]
