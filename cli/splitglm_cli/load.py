@@ -67,7 +67,10 @@ def load(
     cloud: options.Cloud = None,
     cloud_key: options.CloudKey = None,
     trust_first_use: options.TrustFirstUse = False,
-    psk_file: options.PskFile = None,
+    psk_file: Annotated[
+        list[Path] | None,
+        typer.Option("--psk-file", metavar="FILE", help="Pairing code. Repeatable: simulated devices take turns."),
+    ] = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -76,9 +79,9 @@ def load(
 
     Only the facts of MODEL are read, never its weights: the hidden states are noise. Use it on your own clouds.
     """
-    from splitglm_cli.opening import CloudOptions
+    from splitglm_cli.opening import CloudOptions, read_psk
 
-    where = CloudOptions(address=cloud, key=cloud_key, trust_first_use=trust_first_use, psk_file=psk_file).resolve()
+    where = CloudOptions(address=cloud, key=cloud_key, trust_first_use=trust_first_use).resolve()
     if where is None:
         raise InputError("a load needs a cloud", "name it with --cloud HOST:PORT")
     chosen = _chosen(scenario, rate, sessions, arm, prompt_rows, tokens, think)
@@ -93,7 +96,8 @@ def load(
 
     checkpoint = open_checkpoint(model, ModelStore())
     shape = checkpoint.config.shape
-    target = Target(address=where.address, fingerprint=checkpoint.fingerprint, trust=where.trust(), psk=where.psk)
+    psks = tuple(psk for path in psk_file or () if (psk := read_psk(path)) is not None)
+    target = Target(address=where.address, fingerprint=checkpoint.fingerprint, trust=where.trust(), psks=psks)
     facts = Model(layers=shape.layers, hidden=shape.hidden, vocab=shape.vocab, fingerprint=checkpoint.fingerprint.hex())
     result = run_scenario(chosen, target, facts, _options(cores, rows_file, quiet))
     if as_json:

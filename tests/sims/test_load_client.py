@@ -324,6 +324,30 @@ def test_a_stranger_is_refused_before_anything_is_sent(cloud: RunningCloud) -> N
         asyncio.run(LoadStream.connect(target_of(cloud, address="127.0.0.1:1"), timeout_s=0.5))
 
 
+def test_simulated_devices_come_with_pairings_of_their_own(home: Path) -> None:
+    psks = (bytes([1]) * 32, bytes([2]) * 32)
+    with running_cloud(home / "model", home, psk=psks[1]) as paired:
+        scenario = scenario_of(kind_of(Arm.SPLIT, codec=Codec.FP32, tenants=2))
+        shape, record = paired.server.facts.shape, Record()
+
+        async def run() -> list[Ended]:
+            streams = Streams(scenario, target_of(paired, psks=psks), lambda plan, seconds: None)
+            bank = RowBank.random(shape.hidden, seed=1)
+            ended = []
+            for tenant in (0, 1):
+                plan = plan_of(Arm.SPLIT, tenant=tenant)
+                session = LoadSession(
+                    scenario, plan, start_s=time.monotonic(), bank=bank, vocab=shape.vocab, record=record
+                )
+                ended.append(await session.run(streams))
+            await streams.close()
+            return ended
+
+        stranger, known = asyncio.run(run())
+    assert (stranger.outcome, stranger.reason) == (Outcome.FAILED, "SecurityError")
+    assert known.outcome is Outcome.OK
+
+
 @pytest.mark.parametrize("kind", list(Codec))
 def test_banked_rows_are_the_bytes_that_encoding_them_gives(kind: Codec) -> None:
     rows = np.random.default_rng(0).standard_normal((7, 32)).astype(np.float32)
@@ -411,7 +435,7 @@ def test_recorded_hidden_states_are_checked_for_their_width(cloud: RunningCloud,
         model=model,
         address=cloud.address,
         key=cloud.server.node_key.public.hex(),
-        psk="",
+        psks=(),
         share=0,
         of=1,
         probing=False,

@@ -14,7 +14,6 @@ import math
 import os
 import time
 import zlib
-from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -22,7 +21,8 @@ import numpy as np
 from splitglm_core.errors import DeadlineExceeded, LinkError, Overloaded, SplitGlmError, Unavailable
 from splitglm_core.plan import Arm
 from splitglm_core.sampling import SamplingParams
-from splitglm_edge.remote import PREFILL_IN_FLIGHT, SessionLost, from_error_frame
+from splitglm_edge.faults import SessionLost, from_error_frame
+from splitglm_edge.remote import PREFILL_IN_FLIGHT
 from splitglm_sims.load.record import Ended, Outcome, Record, Stage
 from splitglm_sims.load.rows import RowBank, prompt_ids
 from splitglm_sims.load.scenario import Kind, Scenario
@@ -152,8 +152,9 @@ class LoadSession:
             keep=0,
             generated=() if plan.plan.arm is Arm.USHAPE else tuple(self.answers),
             deadline_ms=0 if deadline_s is None else max(1, int(1000 * deadline_s)),
+            criticality=self._kind.criticality,
         )
-        self._stream.send(replace(frame, criticality=self._kind.criticality))
+        self._stream.send(frame)
 
     async def _generate(self) -> bool:
         """Cloud arm: ids up, then the cloud generates by itself."""

@@ -28,7 +28,7 @@ from splitglm_sims.load.rows import RowBank
 from splitglm_sims.load.scenario import Scenario
 from splitglm_sims.load.schedule import SessionPlan, draw_session, schedule
 from splitglm_sims.load.stream import Target
-from splitglm_sims.load.streams import Owner, Streams
+from splitglm_sims.load.streams import Streams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ class Job:
     Attributes:
         scenario: the whole of it; every generator computes the whole schedule and takes every ``of``-th session.
         model: what is served.
-        address, key, psk: the cloud, its identity key and the pairing, the last two hexadecimal; "" is no pairing.
+        address, key, psks: the cloud, its identity key and the pairings, keys in hexadecimal.
         share, of: which generator of how many.
         probing: run the closed first phase instead of the schedule.
         capacity_per_s: what the probe found.
@@ -61,7 +61,7 @@ class Job:
     model: Model
     address: str
     key: str
-    psk: str
+    psks: tuple[str, ...]
     share: int
     of: int
     probing: bool
@@ -73,9 +73,9 @@ class Job:
     def target(self) -> Target:
         """The cloud, with exactly the key that the parent process accepted."""
         trust = Trust(PinStore(Path(os.devnull)), TrustPolicy.PINNED, explicit_key=bytes.fromhex(self.key))
-        psk = bytes.fromhex(self.psk) if self.psk else None
+        psks = tuple(bytes.fromhex(psk) for psk in self.psks)
         fingerprint = bytes.fromhex(self.model.fingerprint)
-        return Target(address=self.address, fingerprint=fingerprint, trust=trust, psk=psk)
+        return Target(address=self.address, fingerprint=fingerprint, trust=trust, psks=psks)
 
     def bank(self) -> RowBank:
         """The hidden states to send.
@@ -112,10 +112,7 @@ class Generator:
 
     async def connect(self) -> None:
         """Open every device's streams."""
-        owners: list[Owner] = [
-            (number, tenant) for number, kind in enumerate(self._scenario.kinds) for tenant in range(kind.tenants)
-        ]
-        await self._streams.open(owners)
+        await self._streams.open()
 
     async def run(self, start_s: float) -> None:
         """Send the share of this generator from monotonic ``start_s`` on; ends when its last session has ended."""

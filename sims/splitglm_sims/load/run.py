@@ -58,7 +58,7 @@ def run_scenario(scenario: Scenario, target: Target, model: Model, options: Opti
         model=model,
         address=target.address,
         key=asyncio.run(_meet(target)).hex(),
-        psk="" if target.psk is None else target.psk.hex(),
+        psks=tuple(psk.hex() for psk in target.psks),
         share=0,
         of=scenario.generators,
         probing=False,

@@ -36,13 +36,17 @@ class Target:
         address: ``host:port``.
         fingerprint: 32 bytes of the model it serves.
         trust: decides about its identity key.
-        psk: 32 bytes of a pairing, or None.
+        psks: 32 bytes of each pairing; the simulated devices take them in turn, so that a cloud that knows tenants by
+            their pairing sees several. None: the cloud asks for no pairing.
     """
 
     address: str
     fingerprint: bytes
     trust: Trust
-    psk: bytes | None = None
+    psks: tuple[bytes, ...] = ()
+
+    def psk_of(self, device: int) -> bytes | None:
+        return self.psks[device % len(self.psks)] if self.psks else None
 
 
 class LoadStream:
@@ -66,8 +70,8 @@ class LoadStream:
         self._tasks: list[asyncio.Task[None]] = []
 
     @classmethod
-    async def connect(cls, target: Target, *, timeout_s: float = 5.0) -> LoadStream:
-        """Connect and shake hands.
+    async def connect(cls, target: Target, *, device: int = 0, timeout_s: float = 5.0) -> LoadStream:
+        """Connect and shake hands as simulated device number ``device``.
 
         Raises:
             LinkError, Overloaded: nobody answers in time, or the cloud takes no more connections.
@@ -76,7 +80,7 @@ class LoadStream:
         stream = cls(target)
         try:
             async with asyncio.timeout(timeout_s):
-                await stream._shake_hands()
+                await stream._shake_hands(target.psk_of(device))
         except grpc.RpcError as error:
             await stream._abandon()
             raise error_of(error, target.address) from None
@@ -88,10 +92,10 @@ class LoadStream:
             raise
         return stream
 
-    async def _shake_hands(self) -> None:
+    async def _shake_hands(self, psk: bytes | None) -> None:
         target = self._target
-        suite = Suite.NX if target.psk is None else Suite.NX_PSK
-        initiator = Initiator(Hello(suite=suite, model_fingerprint=target.fingerprint), psk=target.psk)
+        suite = Suite.NX if psk is None else Suite.NX_PSK
+        initiator = Initiator(Hello(suite=suite, model_fingerprint=target.fingerprint), psk=psk)
         self._channel = grpc.aio.insecure_channel(target.address, options=OPTIONS)
         stub = split_pb2_grpc.SplitInferenceStub(self._channel)  # type: ignore[no-untyped-call]
         self._call = stub.Connect()

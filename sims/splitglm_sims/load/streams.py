@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from splitglm_core.errors import DeviceError, Overloaded
 from splitglm_sims.load.scenario import Scenario
@@ -35,17 +35,19 @@ class Streams:
         self._on_connect = on_connect
         self._shared: dict[Owner, list[LoadStream]] = {}
         self._locks: dict[Owner, asyncio.Lock] = {}
+        every = [(number, tenant) for number, kind in enumerate(scenario.kinds) for tenant in range(kind.tenants)]
+        self._devices = {owner: device for device, owner in enumerate(every)}
 
-    async def open(self, owners: Iterable[Owner]) -> None:
+    async def open(self) -> None:
         """Connect every device before the run, at the pace that the server allows.
 
         Raises:
             Overloaded: the server never let us in; and what ``LoadStream.connect`` raises.
         """
-        for owner in owners:
+        for owner, device in self._devices.items():
             streams = self._shared.setdefault(owner, [])
             while len(streams) < self._scenario.streams_per_tenant:
-                streams.append(await self._patiently())
+                streams.append(await self._patiently(device))
 
     async def take(self, plan: SessionPlan) -> LoadStream:
         """The least used stream of the session's device, or one of its own.
@@ -83,14 +85,14 @@ class Streams:
 
     async def _connect(self, plan: SessionPlan) -> LoadStream:
         started_s = time.monotonic()
-        stream = await LoadStream.connect(self._target)
+        stream = await LoadStream.connect(self._target, device=self._devices[plan.kind, plan.tenant])
         self._on_connect(plan, time.monotonic() - started_s)
         return stream
 
-    async def _patiently(self) -> LoadStream:
+    async def _patiently(self, device: int) -> LoadStream:
         for _ in range(OPENING_ATTEMPTS):
             try:
-                return await LoadStream.connect(self._target)
+                return await LoadStream.connect(self._target, device=device)
             except Overloaded:
                 await asyncio.sleep(0.1)
-        return await LoadStream.connect(self._target)
+        return await LoadStream.connect(self._target, device=device)
