@@ -14,7 +14,7 @@ from splitglm_core.version import VERSION
 VERBS = (
     *(("pull",), ("ls",), ("show",), ("rm",), ("run",), ("chat",), ("plan",), ("profile",), ("doctor",), ("demo",)),
     *(("cloud", "serve"), ("cloud", "config"), ("keys", "show"), ("keys", "pin"), ("keys", "pins")),
-    *(("keys", "unpin"), ("keys", "pair"), ("ps",), ("top",)),
+    *(("keys", "unpin"), ("keys", "pair"), ("ps",), ("top",), ("load",)),
 )
 HEAVY = ("numpy", "onnxruntime", "onnx", "grpc", "tokenizers", "torch", "rich", "jinja2")
 
