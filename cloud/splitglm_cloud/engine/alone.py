@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,12 +23,20 @@ class Alone:
     def __init__(self, runner: Runner, pages: KvPages) -> None:
         self._runner = runner
         self._pages = pages
-        self._keys: dict[int, Cache] = {}
+        self._caches: dict[int, Cache] = {}
+        self._keys = itertools.count()
 
     def new_cache(self, layers: LayerRange, capacity: int) -> Cache:
         cache = self._runner.new_cache(layers, capacity)
-        self._keys[len(self._keys)] = cache
+        self._caches[next(self._keys)] = cache
         return cache
+
+    def close(self, cache: Cache) -> None:
+        """Give back a cache and its pages."""
+        key = self._key_of(cache)
+        del self._caches[key]
+        cache.close()
+        self._pages.release(key)
 
     def embed(self, ids: NDArray[np.int64]) -> Hidden:
         return self._runner.alight(self._runner.embed(ids))
@@ -37,7 +47,7 @@ class Alone:
         Raises:
             InternalError: the pool has too few pages.
         """
-        key = next(key for key, mine in self._keys.items() if mine is cache)
+        key = self._key_of(cache)
         base = cache.length
         self._pages.shrink(key, positions=cache.committed)
         positions = cache.committed_for(base + len(hidden))
@@ -47,6 +57,9 @@ class Alone:
         cache.extend(granted)
         rows = self._runner.forward(self._runner.board(hidden), [Rider(cache, len(hidden), base)], layers)
         return self._runner.alight(rows)
+
+    def _key_of(self, cache: Cache) -> int:
+        return next(key for key, mine in self._caches.items() if mine is cache)
 
     def logits(self, hidden: Hidden) -> NDArray[np.float32]:
         return self._runner.logits(self._runner.board(hidden))
