@@ -16,8 +16,8 @@ from pathlib import Path
 
 from report import markdown_table, write_report
 
-TESTS = Path(__file__).parents[1] / "tests"
-sys.path[:0] = [str(TESTS), str(TESTS / "cloud")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "cloud"))
 from engine_bench import LAYERS, Kind
 from glm_factory import write_tiny_checkpoint
 from isolation_world import IsolationWorld, Verdict
