@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
@@ -93,3 +96,33 @@ def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(DeviceError) as error:
         Tracing("http://127.0.0.1:4318")
     assert "splitglm[otel]" in error.value.hint
+
+
+def test_spans_reach_a_collector_and_one_that_is_away_costs_nothing_but_them() -> None:
+    pytest.importorskip("opentelemetry.sdk")
+    got: list[tuple[str, bytes]] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            got.append((self.path, self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *words: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Collector) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        tracing = Tracing(f"http://127.0.0.1:{server.server_port}")
+        tracing.record(RECORD)
+        tracing.close()
+        server.shutdown()
+        thread.join()
+    ((path, body),) = got
+    assert path == "/v1/traces" and SPANS[0].encode() in body
+    away = Tracing(f"http://127.0.0.1:{server.server_port}")
+    away.record(RECORD)
+    started_s = time.monotonic()
+    away.close()
+    assert time.monotonic() - started_s < 15
