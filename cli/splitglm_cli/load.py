@@ -62,7 +62,8 @@ def load(
         str | None, typer.Option("--cores", metavar="A,B", help="Processor cores for the generators.")
     ] = None,
     rows_file: Annotated[
-        Path | None, typer.Option("--rows-file", metavar="FILE", help="Recorded hidden states (.npy) instead of noise.")
+        Path | None,
+        typer.Option("--rows-file", metavar="FILE", help="Recorded hidden states (raw float32) instead of noise."),
     ] = None,
     cloud: options.Cloud = None,
     cloud_key: options.CloudKey = None,

@@ -18,7 +18,7 @@ from glm_factory import write_tiny_checkpoint
 from running_cloud import RunningCloud, running_cloud
 
 from splitglm_cli.cloud_process import CloudProcess
-from splitglm_core.errors import LinkError, ModelMismatch, PeerUntrusted
+from splitglm_core.errors import InputError, LinkError, ModelMismatch, PeerUntrusted
 from splitglm_core.plan import Arm, Codec, HeadSide, SplitPlan
 from splitglm_core.sampling import SamplingParams
 from splitglm_edge.link import CloudLink
@@ -414,9 +414,9 @@ def test_records_of_generators_are_put_together_sample_by_sample(tmp_path: Path)
     for record, line in zip(records, lines, strict=True):
         record.add(0, 0, Stage.STEP, line.at_s)
         record.end(line, [line.at_s, line.at_s + 1.0])
-        record.save(tmp_path / "one.npz")
+        record.save(tmp_path / "one.record")
         if line.at_s:
-            records[0].merge(Record.load(tmp_path / "one.npz"))
+            records[0].merge(Record.load(tmp_path / "one.record"))
     merged = records[0]
     assert sorted(merged.samples(Stage.STEP)) == [0.0, 1.0]
     assert merged.good_answers(0.0, 5.0) == 2
@@ -441,11 +441,11 @@ def test_recorded_hidden_states_are_checked_for_their_width(cloud: RunningCloud,
         probing=False,
         capacity_per_s=None,
         cores=(),
-        recorded=str(tmp_path / "rows.npy"),
+        recorded=str(tmp_path / "rows.f32"),
         out="",
     )
-    np.save(tmp_path / "rows.npy", np.ones((3, model.hidden), np.float32))
+    np.ones((3, model.hidden), np.float32).tofile(tmp_path / "rows.f32")
     assert job.bank().hidden == model.hidden
-    np.save(tmp_path / "rows.npy", np.ones((3, model.hidden + 1), np.float32))
-    with pytest.raises(Exception, match="width"):
+    np.ones((3, model.hidden + 1), np.float32).tofile(tmp_path / "rows.f32")
+    with pytest.raises(InputError, match="width"):
         Generator(job)

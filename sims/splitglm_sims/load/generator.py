@@ -53,7 +53,7 @@ class Job:
         probing: run the closed first phase instead of the schedule.
         capacity_per_s: what the probe found.
         cores: processor cores to stay on; empty leaves it to the system.
-        recorded: ``.npy`` file of hidden states to send; "" sends random ones.
+        recorded: file of hidden states to send, raw little-endian float32; "" sends random ones.
         out: file for the record.
     """
 
@@ -86,12 +86,12 @@ class Job:
         if not self.recorded:
             return RowBank.random(self.model.hidden, seed=self.scenario.seed)
         try:
-            rows = np.load(self.recorded, allow_pickle=False)
-        except (OSError, ValueError):
-            raise InputError(f"{self.recorded} is not a .npy file of hidden states") from None
-        if rows.ndim != 2 or rows.shape[1] != self.model.hidden:
-            raise InputError(f"{self.recorded} does not hold rows of width {self.model.hidden}")
-        return RowBank(rows.astype(np.float32))
+            values = np.fromfile(self.recorded, "<f4")
+        except OSError:
+            raise InputError(f"{self.recorded} cannot be read") from None
+        if not len(values) or len(values) % self.model.hidden:
+            raise InputError(f"{self.recorded} does not hold float32 rows of width {self.model.hidden}")
+        return RowBank(values.astype(np.float32).reshape(-1, self.model.hidden))
 
 
 class Generator:

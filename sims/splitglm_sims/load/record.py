@@ -146,26 +146,33 @@ class Record:
         self.cpu_share = max(self.cpu_share, other.cpu_share)
 
     def save(self, path: Path) -> None:
-        """Everything into one ``.npz`` file, for the process that started this one."""
-        arrays = {f"{p} {k} {stage.value}": np.frombuffer(v) for (p, k, stage), v in self._samples.items()}
-        rows = [
-            [s.phase, s.kind, s.counted, s.at_s, s.outcome.value, s.reason, repr(s.ttft_s), s.answers, s.good]
-            for s in self.sessions
-        ]
-        text = np.frombuffer(json.dumps({"cpu_share": self.cpu_share, "sessions": rows}).encode(), np.uint8)
-        np.savez(path, allow_pickle=False, good=np.array(self._good_at_s), text=text, **arrays)
+        """Everything into one file, for the process that started this one: a line of JSON, then the samples as f64."""
+        samples = sorted(self._samples.items(), key=lambda entry: (entry[0][0], entry[0][1], entry[0][2].value))
+        document = {
+            "cpu_share": self.cpu_share,
+            "good": len(self._good_at_s),
+            "samples": [[phase, kind, stage.value, len(values)] for (phase, kind, stage), values in samples],
+            "sessions": [
+                [s.phase, s.kind, s.counted, s.at_s, s.outcome.value, s.reason, repr(s.ttft_s), s.answers, s.good]
+                for s in self.sessions
+            ],
+        }
+        with path.open("wb") as out:
+            out.write(json.dumps(document).encode() + b"\n")
+            out.write(self._good_at_s.tobytes())
+            for _, values in samples:
+                out.write(values.tobytes())
 
     @classmethod
     def load(cls, path: Path) -> Record:
         """What ``save`` wrote."""
         record = cls()
-        with np.load(path, allow_pickle=False) as stored:
-            document = json.loads(stored["text"].tobytes())
-            record._good_at_s.frombytes(stored["good"].tobytes())
-            for name in stored.files:
-                if name not in ("text", "good"):
-                    phase, kind, stage = name.split(" ")
-                    record._samples[int(phase), int(kind), Stage(stage)] = array("d", stored[name].tobytes())
+        with path.open("rb") as stored:
+            document = json.loads(stored.readline())
+            record._good_at_s.fromfile(stored, document["good"])
+            for phase, kind, stage, count in document["samples"]:
+                values = record._samples[phase, kind, Stage(stage)] = array("d")
+                values.fromfile(stored, count)
         record.cpu_share = document["cpu_share"]
         for phase, kind, counted, at_s, outcome, reason, ttft_s, answers, good in document["sessions"]:
             record.sessions.append(

@@ -35,7 +35,7 @@ class Options:
 
     Attributes:
         cores: processor cores of the generators; empty leaves it to the system.
-        recorded: ``.npy`` file of hidden states to send instead of random ones.
+        recorded: file of hidden states to send instead of random ones, raw little-endian float32.
         progress: told what is being done.
     """
 
@@ -98,7 +98,7 @@ def _generate(job: Job) -> Record:
     """Run every generator's share at the same time and put their records together."""
     with contextlib.ExitStack() as cleanup:
         folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="splitglm-load-")))
-        jobs = [replace(job, share=share, out=str(folder / f"{share}.npz")) for share in range(job.of)]
+        jobs = [replace(job, share=share, out=str(folder / f"{share}.record")) for share in range(job.of)]
         processes = [_started(one, folder, cleanup) for one in jobs]
         for number, process in enumerate(processes):
             if process.stdout is None or process.stdout.readline() != "ready\n":
