@@ -6,6 +6,7 @@ import json
 
 from splitglm_cli.options import Debug, Json
 from splitglm_cli.setting_flags import Config, SettingFlags, resolved, with_setting_flags
+from splitglm_cloud.settings import CloudSettings
 
 
 @with_setting_flags
@@ -14,8 +15,7 @@ def config(flags: SettingFlags, config: Config = None, as_json: Json = False, de
     from splitglm_cli.text_table import text_table
 
     found = resolved(flags, config)
-    if "model" in found.values:
-        found.settings()  # says what does not go together
+    CloudSettings(**{"model": "none", **found.values})  # says what does not go together
     lines = [(known, known.shown(value), origin) for known, value, origin in found.lines()]
     if as_json:
         settings = [

@@ -77,10 +77,18 @@ class CloudSettings:
     ] = 3600.0
     kv_budget_bytes: Annotated[int, Setting(help="Keys and values of all sessions.", least=1)] = 4 << 30
     kv_high_watermark: Annotated[
-        float, Setting(help="Share of that above which idle sessions lose their keys and values.", above=0, most=1)
+        float,
+        Setting(
+            help="Share of that, held by sessions with work, from which no more prompts are taken.", above=0, most=1
+        ),
     ] = 0.92
     kv_admit_watermark: Annotated[
-        float, Setting(help="Share of that above which no session is opened.", above=0, most=1)
+        float,
+        Setting(
+            help="The same from which the least critical sessions are no longer opened; the others follow one by one.",
+            above=0,
+            most=1,
+        ),
     ] = 0.85
     rebuild_log_bytes: Annotated[
         int,
@@ -100,7 +108,12 @@ class CloudSettings:
         int, Setting(help="Of these, rows of prompts while somebody waits for a token.", least=1, most=65536)
     ] = 64
     max_queue_s: Annotated[
-        float, Setting(help="A step that would wait longer is refused at once.", above=0, most=3600)
+        float,
+        Setting(
+            help="Work is taken while it should wait no longer than this; after twice as long it is given up.",
+            above=0,
+            most=3600,
+        ),
     ] = 2.0
     tenants_file: Annotated[Path | None, Setting(help="Who is which tenant, with weights and quotas.")] = None
     drain_grace_s: Annotated[

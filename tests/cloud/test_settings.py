@@ -26,6 +26,7 @@ SAMPLE: dict[str, tuple[str, Any]] = {
     "listen": ("127.0.0.1:9", "127.0.0.1:9"),
     "precision": ("int4", Precision.INT4),
     "layers": ("1:3", LayerRange(1, 3)),
+    "kv_high_watermark": ("0.95", 0.95),
     "otlp_endpoint": ("http://127.0.0.1:4318", "http://127.0.0.1:4318"),
 }
 
