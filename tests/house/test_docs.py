@@ -43,7 +43,13 @@ def test_files_named_in_the_life_of_a_request_exist() -> None:
     page = (ROOT / "docs" / "structure.md").read_text(encoding="utf-8").partition("## Files")[0]
     named = re.findall(r"`([a-z]+)/([a-z_]+\.py)`", page)
     assert len(named) > 20
-    assert [f"{room}/{file}" for room, file in named if not list((ROOT / room).glob(f"splitglm_*/{file}"))] == []
+    cloud = ROOT / "cloud" / "splitglm_cloud"  # the one room whose files lie in folders
+    missing = [
+        f"{room}/{file}"
+        for room, file in named
+        if not list((ROOT / room).glob(f"splitglm_*/{file}")) and not (cloud / room / file).exists()
+    ]
+    assert missing == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
