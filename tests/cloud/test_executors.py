@@ -25,6 +25,7 @@ from executor_world import (
 )
 
 from splitglm_cloud.engine.events import Failure
+from splitglm_cloud.execution.process import ProcessExecutor
 from splitglm_core.errors import DeviceError, InputError, ModelInvalid, ModelNotFound, SplitGlmError
 from splitglm_core.plan import Precision, SplitPlan
 from splitglm_wire.actions import Output
@@ -189,6 +190,8 @@ def test_stopping_ends_in_time_with_steps_under_way(kind: str, wide_model: Path)
     ear.wait(lambda: bool(ear.tokens(1)))
     assert executor.stop(PATIENCE_S)
     assert not executor.ready
+    if isinstance(executor, ProcessExecutor):
+        assert [worker.last_end for worker in executor.workers()] == ["ended with code 0"]
     assert executor.stop(0.0)
 
 

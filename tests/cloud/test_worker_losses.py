@@ -229,13 +229,20 @@ def test_workers_share_what_the_whole_executor_was_given(wide_model: Path) -> No
 GATEWAY = """
 import sys, threading
 from pathlib import Path
-from executor_world import Ear, configure, ids_step, processes_of
+import executor_runner, psutil
+from executor_world import Ear, configure, eventually, ids_step, processes_of
 from splitglm_cloud.execution.seats import Supervision
-executor = processes_of(Path(sys.argv[1]), Ear(), workers=2, supervision=Supervision(watchdog_s=600.0))
+ear = Ear()
+executor = processes_of(Path(sys.argv[1]), ear, workers=2, supervision=Supervision(watchdog_s=600.0))
 executor.start()
 for session, word in enumerate(map(int, sys.argv[2:])):
     configure(executor, session)
     executor.submit(session, ids_step([word], generate=400))
+    if word == executor_runner.STOP:
+        worker = psutil.Process(executor.workers()[session].pid)
+        eventually(lambda: worker.status() == psutil.STATUS_STOPPED)
+    elif word != executor_runner.HANG:
+        ear.wait(lambda: bool(ear.tokens(session)))
 print(*(worker.pid for worker in executor.workers()), flush=True)
 threading.Event().wait()
 """
