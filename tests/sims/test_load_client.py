@@ -384,6 +384,37 @@ def test_a_whole_run_through_generator_processes_adds_up(cloud: RunningCloud) ->
     cloud.until(idle(cloud))
 
 
+def test_a_probe_comes_back_when_told_to_instead_of_counting_refusals(home: Path) -> None:
+    with running_cloud(home / "model", home, max_sessions=2, session_ttl_s=0.0) as small:
+        kind = kind_of(Arm.SPLIT, codec=Codec.FP32)
+        scenario = scenario_of(kind, phases=(Phase(name="probe", seconds=1.5, closed_sessions=4),))
+        job = Job(
+            scenario=scenario,
+            model=model_of(small),
+            address=small.address,
+            key=small.server.node_key.public.hex(),
+            psks=(),
+            share=0,
+            of=1,
+            probing=True,
+            capacity_per_s=None,
+            cores=(),
+            recorded="",
+            out="",
+        )
+
+        async def run() -> Record:
+            generator = Generator(job)
+            await generator.connect()
+            await generator.run(time.monotonic())
+            return generator.record
+
+        record = asyncio.run(run())
+    assert not record.outcomes(Outcome.REFUSED) and not record.outcomes(Outcome.FAILED)
+    assert len(record.samples(Stage.REFUSAL)) > 0, "four at once in a cloud of two must have been refused"
+    assert capacity_of(record, scenario) > 1.0
+
+
 def test_a_late_generator_and_a_busy_one_void_their_run() -> None:
     record = Record()
     for lag_s in [0.0] * 90 + [0.02] * 10:

@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from splitglm_security.trust import PinStore, Trust, TrustPolicy
 from splitglm_sims.load.client import LoadSession
 from splitglm_sims.load.record import Record, Stage
 from splitglm_sims.load.rows import RowBank
-from splitglm_sims.load.scenario import Scenario
+from splitglm_sims.load.scenario import MAX_RETRIES, Scenario
 from splitglm_sims.load.schedule import SessionPlan, draw_session, schedule
 from splitglm_sims.load.stream import Target
 from splitglm_sims.load.streams import Streams
@@ -100,7 +100,8 @@ class Generator:
     def __init__(self, job: Job, *, target: Target | None = None) -> None:
         self.record = Record()
         self._job = job
-        self._scenario = job.scenario
+        # A probe looks for what the cloud can do, not for how fast it refuses: who is refused comes back when told to.
+        self._scenario = replace(job.scenario, retries=MAX_RETRIES) if job.probing else job.scenario
         self._bank = job.bank()
         for kind in job.scenario.kinds:
             self._bank.prepare(kind.codec)
@@ -108,7 +109,7 @@ class Generator:
         if not job.probing:
             every = schedule(job.scenario, layers=job.model.layers, capacity_per_s=job.capacity_per_s)
             self._plans = every[job.share :: job.of]
-        self._streams = Streams(job.scenario, target or job.target(), self._connected)
+        self._streams = Streams(self._scenario, target or job.target(), self._connected)
 
     async def connect(self) -> None:
         """Open every device's streams."""

@@ -20,6 +20,7 @@ from splitglm_wire.limits import MAX_CONTEXT, MAX_GENERATE, MAX_ROWS, MAX_SESSIO
 MAX_FILE_BYTES: Final = 1 << 20
 MAX_GENERATORS: Final = 64
 MAX_STREAMS: Final = 1024
+MAX_RETRIES: Final = 100
 MAX_PHASES: Final = 64
 MAX_SECONDS: Final = 7 * 86400.0
 SUFFIX: Final = ".toml"
@@ -178,7 +179,7 @@ class Scenario:
         _require(not self.trace_s or self.trace_s[-1] > 0.0, "trace_s must not end at 0")
         _require(all(0.0 <= self.warmup_s < phase.seconds for phase in self.phases), "warmup_s is within every phase")
         _require(0.0 < self.patience_s <= 3600.0, "patience_s must lie in (0, 3600]")
-        _require(0 <= self.retries <= 100, "retries must lie in [0, 100]")
+        _require(0 <= self.retries <= MAX_RETRIES, f"retries must lie in [0, {MAX_RETRIES}]")
         _require(1 <= self.generators <= MAX_GENERATORS, f"generators must lie in [1, {MAX_GENERATORS}]")
         _require(1 <= self.streams_per_tenant <= MAX_STREAMS, f"streams_per_tenant must lie in [1, {MAX_STREAMS}]")
         most = MAX_SESSIONS_PER_STREAM
