@@ -16,6 +16,7 @@ import pytest
 
 from splitglm_cloud import status_server
 from splitglm_cloud.engine.stats import EngineStats
+from splitglm_cloud.health import Health
 from splitglm_cloud.operation import Operation
 from splitglm_cloud.settings import CloudSettings
 from splitglm_cloud.status import ServerStatus, SessionStatus, WorkerStatus
@@ -192,3 +193,13 @@ async def test_a_server_serves_without_its_status_socket(runtime: Path, caplog: 
     silent = Operation(CloudSettings(model="m", status=False), lambda: STATUS)
     await silent.start()
     await silent.stop()
+
+
+def test_ready_means_listening_and_somebody_to_compute() -> None:
+    computing = [True]
+    health = Health("a.Service", ready=lambda: computing[0])
+    assert not health.serving
+    health.listening = True
+    assert health.serving
+    computing[0] = False
+    assert not health.serving
