@@ -5,8 +5,8 @@ Work is measured in seconds: rows and layers of the steps that were accepted and
 ch. 21). What a tenant has queued counts against its own share first: one that asks for less than its share of the queue
 is let in although others fill theirs. A reply under way is never refused: what was begun is worth finishing.
 
-A refusal says when to come back: when the queue will have room, spread so that those refused together do not come back
-together.
+A refusal says when to come back: when half of what the class may fill will be free, so that there is room for more than
+the first who asks, and spread so that those refused together do not come back together.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ class LoadGate:
         among = self._busy_weight + (0.0 if own.rows else own.weight)
         if queue_s < _CEILING * allowed_s and self._seconds(own) < allowed_s * own.weight / among:
             return None
-        return _busy("too much work is waiting", queue_s - allowed_s, nonce)
+        return _busy("too much work is waiting", queue_s - allowed_s / 2, nonce)
 
     def _seconds(self, held: _Sum) -> float:
         return self._speed.seconds(rows=held.rows, row_layers=held.row_layers, layers=self._layers)
