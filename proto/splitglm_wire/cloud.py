@@ -205,7 +205,7 @@ class CloudSession:
             actions += self._attach(self._waiting_open) if self._waiting_open else self._next()
         return actions
 
-    def on_failure(self, seq: int, code: ErrorCode, text: str) -> list[Action]:
+    def on_failure(self, seq: int, code: ErrorCode, text: str, retry_after_ms: int = 0) -> list[Action]:
         """The running step failed: it and everything queued behind it are void, the session goes on."""
         if self._running is None or seq != self._running.seq:
             return []
@@ -214,7 +214,7 @@ class CloudSession:
         actions: list[Action] = [Cut(self.kv_length)]
         if self._waiting_open is not None:
             return actions + self._attach(self._waiting_open)
-        actions.append(Send(self._error(seq, code, text, Scope.STEP)))
+        actions.append(Send(self._error(seq, code, text, Scope.STEP, retry_after_ms)))
         behind = "a step before this one failed"
         return actions + [Send(self._error(step.seq, code, behind, Scope.STEP)) for step in void]
 
@@ -293,7 +293,7 @@ class CloudSession:
             text="a newer stream owns this session",
         )
 
-    def _error(self, seq: int, code: ErrorCode, text: str, scope: Scope) -> Error:
+    def _error(self, seq: int, code: ErrorCode, text: str, scope: Scope, retry_after_ms: int = 0) -> Error:
         busy = code is ErrorCode.OVERLOADED
         return Error(
             handle=self._handle,
@@ -302,7 +302,7 @@ class CloudSession:
             code=code,
             scope=scope,
             resumable=busy,
-            retry_after_ms=50 if busy else 0,
+            retry_after_ms=retry_after_ms or (50 if busy else 0),
             have=self.kv_length,
             text=text,
         )

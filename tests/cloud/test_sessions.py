@@ -650,3 +650,15 @@ def test_a_rebuild_shows_in_the_status_and_is_counted() -> None:
     assert world.metric("rebuilds_total", result="failed") == 0.0
     world.table.on_rebuild(1, Rebuild.LEFT)
     assert world.metric("rebuilds_total", result="left") == 1.0
+
+
+@pytest.mark.parametrize(("stated_s", "least_ms", "most_ms"), [(0.0, 1000, 3600), (0.7, 700, 700)])
+def test_work_that_waited_too_long_comes_back_with_a_hint(stated_s: float, least_ms: int, most_ms: int) -> None:
+    world, _ = busy_world()
+    stream = world.stream()
+    world.table.receive(stream, long_open(1, criticality=Criticality.CRITICAL_PLUS))
+    world.table.receive(stream, prompt_frame(2))
+    world.table.on_outcome(2, Failure(1, ErrorCode.OVERLOADED, "the step waited too long for its turn", stated_s))
+    error = last_error(stream)
+    assert (error.code, error.scope, error.seq, error.resumable) == (ErrorCode.OVERLOADED, Scope.STEP, 1, True)
+    assert least_ms <= error.retry_after_ms <= most_ms

@@ -139,6 +139,10 @@ class LoadGate:
         """Whether a tenant has as many sessions as it may."""
         return self.sessions_of(owner.tenant) >= self.limits.max_sessions_per_tenant
 
+    def retry_after_s(self, *, nonce: int) -> float:
+        """When work that was let in and could not be done may be asked for again."""
+        return _busy("", self.queue_s, nonce).retry_after_s
+
     def hold(self, session: int, claim: Claim) -> None:
         """What ``session`` holds from now on, in place of what it held before."""
         before = self._claims.get(session)

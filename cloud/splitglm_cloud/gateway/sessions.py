@@ -158,7 +158,12 @@ class SessionTable:
             self._act(held, held.session.on_output(outcome))
         elif isinstance(outcome, Failure):
             held.watch.failed(outcome.code, self._clock())
-            self._act(held, held.session.on_failure(outcome.seq, outcome.code, outcome.text))
+            retry_after_s = outcome.retry_after_s
+            if outcome.code is ErrorCode.OVERLOADED and not retry_after_s:
+                self._judged += 1
+                retry_after_s = self._gate.retry_after_s(nonce=self._judged)
+            retry_after_ms = round(1000 * retry_after_s)
+            self._act(held, held.session.on_failure(outcome.seq, outcome.code, outcome.text, retry_after_ms))
         else:
             if outcome.seq is not None:
                 held.watch.failed(ErrorCode.KV_GAP, self._clock())
