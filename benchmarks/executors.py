@@ -48,7 +48,7 @@ class Lane:
         self.name = name
         self.heard_s = 0.0
         self._heard = threading.Event()
-        self._seq = 0
+        self._seq = self._base = 0
 
     def open(self, executor: InlineExecutor | ProcessExecutor) -> None:
         self.executor = executor
@@ -74,20 +74,23 @@ class Lane:
         raise SystemExit("a worker was lost")
 
     def round_trip_s(self, payload: bytes, rows: int) -> float:
+        if self._base + rows > CONTEXT:
+            self.executor.cut(1, 0)
+            self._base = 0
         self._seq += 1
         reply = Reply.LAST_HIDDEN if rows == 1 else Reply.ALL_HIDDEN
         step = Step(
             handle=1,
             fence=1,
             seq=self._seq,
-            base=0,
+            base=self._base,
             rows_kind=Rows.HIDDEN,
             rows=rows,
             reply=reply,
             generate=0,
             payload=payload,
         )
-        self.executor.cut(1, 0)
+        self._base += rows
         self._heard.clear()
         started_s = time.perf_counter()
         self.executor.submit(1, step)
