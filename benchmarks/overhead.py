@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from grpc_floor import round_trips
 from pinning import pin_here, pinned_children
 from random_model import SHAPES, ensure_checkpoint
 from report import markdown_table, spread, write_report
@@ -63,6 +64,7 @@ def main() -> None:
         args.seconds, args.rounds = 0.5, 1
     clients = list(CLIENTS) if args.client == "both" else [args.client]
     rounds: dict[str, list[dict[int, dict]]] = {client: [] for client in clients}
+    floors: dict[float | None, list[np.ndarray]] = {None: [], 50.0: []}
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = ensure_checkpoint(Path(scratch) / "tiny", SHAPES["tiny"])
         with contextlib.ExitStack() as running:
@@ -77,6 +79,8 @@ def main() -> None:
             for _ in range(args.rounds):  # clients in turn within a round, so that drift hits both alike
                 for client in clients:
                     rounds[client].append(measure(target, client, plan, shape.hidden, args))
+                for rate, found in floors.items():
+                    found.append(1e3 * round_trips(rate, args.seconds, cores=(0,) if args.pin else ()))
     rows = [
         [
             client,
@@ -90,11 +94,16 @@ def main() -> None:
         for client in clients
         for index, (sessions, rate) in enumerate(LOADS)
     ]
+    for rate, found in floors.items():
+        shown = (spread([float(np.percentile(times, q)) for times in found], 2) for q in (50, 90, 99))
+        sent = "back to back" if rate is None else f"Poisson {rate:g}/s"
+        rows.append(["gRPC echo alone", "1", sent, "", *shown, "", ""])
     sections = [
         "Device and cloud are two processes on this machine; one stream; hidden 128, bf16; steps per second are over "
         f"all sessions. p50, p90 and p99 are of a step's time less the cloud's compute; median and range of "
         f"{args.rounds} rounds of {args.seconds:g} s. The generator's own lateness is in the figures and listed beside "
-        "them; the timer of asyncio alone is late by up to 1 ms.",
+        "them; the timer of asyncio alone is late by up to 1 ms. The last two rows are gRPC without anything of ours: "
+        "as many bytes, counted from when they were really sent.",
         markdown_table(
             [
                 *("client", "sessions", "sent", "steps/s", "p50 ms", "p90 ms", "p99 ms"),
