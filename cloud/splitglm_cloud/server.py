@@ -104,7 +104,8 @@ class CloudServer:
             watch=lambda session, rebuild: self.table.on_rebuild(session, rebuild),
             soon=self._soon,
         )
-        speed = Speed(max_rows=settings.sweep_rows, prior=layer_seconds(CloudProfile.from_json(facts.profile).times))
+        measured = layer_seconds(CloudProfile.from_json(facts.profile).times)
+        speed = Speed(max_rows=settings.sweep_rows, engines=settings.workers, prior=measured)
         self.table = SessionTable(
             manifest=self.manifest,
             shape=facts.shape,
