@@ -8,7 +8,8 @@ Names of graph inputs and outputs (``n`` positions, batch always 1):
   [positions, pairs]`` -> ``hidden_out``, ``present_key``/``present_value`` (bound to the past buffers)
 * head: ``hidden_in`` -> ``logits [1, n, vocab]``
 
-The rotary tables are inputs, not constants: one pair serves every layer and may grow with the longest cache.
+The rotary tables are inputs, not constants: one pair serves every layer and may grow with the longest cache. Inside a
+layer, attention reads ``qkv`` and writes ``context``; :mod:`~splitglm_glm.export.split` cuts the graph there.
 """
 
 from __future__ import annotations
