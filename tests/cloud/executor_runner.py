@@ -21,7 +21,7 @@ from splitglm_core.ranges import LayerRange
 from splitglm_core.shapes import ModelShape
 
 COUNTED = 256
-RAISE, HANG, DIE, STOP, SLOW = range(300, 305)
+RAISE, HANG, DIE, STOP, SLOW, BREAK = range(300, 306)
 SLOW_S = 0.2
 
 
@@ -88,6 +88,8 @@ class CountingRunner:
     def _obey(self, value: int) -> None:
         if value == RAISE:
             raise RuntimeError("as told")
+        if value == BREAK:
+            raise SystemExit("as told")  # no Exception: nothing in the engine expects it
         if value == HANG:
             threading.Event().wait()
         if value in (DIE, STOP):

@@ -173,6 +173,8 @@ def test_a_step_arrives_as_it_was_sent() -> None:
         msgspec.msgpack.encode(["output", 1, 1, 1, 1, 5, -64, True, 0, 0]),
         msgspec.msgpack.encode(["failure", 1, 1, 1, 13, "x" * 201, 0.0]),
         msgspec.msgpack.encode(["stop", 1]),
+        b"\x91\xa4\x00\x00\x00\x80",  # not UTF-8
+        b"\x91" * 100_000,
     ],
 )
 def test_what_is_no_report_is_refused(data: bytes) -> None:
@@ -187,6 +189,14 @@ def test_no_bytes_do_more_than_be_refused(data: bytes) -> None:
             decode(data)
         except InternalError:
             pass
+
+
+def test_a_command_that_breaks_a_rule_of_its_values_is_refused() -> None:
+    good = messages.encode(messages.ConfigureSession(1, 1, CONFIG, Owner()))
+    bad = good.replace(b"\xa6layers\x04", b"\xa6layers\x00")
+    assert bad != good
+    with pytest.raises(InternalError):
+        messages.decode_command(bad)
 
 
 def test_an_error_keeps_its_kind_on_the_way_and_cannot_name_another() -> None:

@@ -105,6 +105,17 @@ def test_commands_for_a_lost_session_mean_nothing_until_it_is_configured_again(w
         assert ear.ends(1, 2) == []
 
 
+def test_a_worker_that_breaks_is_replaced_as_one_that_was_killed(wide_model: Path) -> None:
+    with running(wide_model) as (executor, ear):
+        configure(executor, 1)
+        executor.submit(1, ids_step([told.BREAK]))
+        ear.wait_lost(1)
+        eventually(lambda: executor.workers()[0].last_end == "ended with code 70")
+        configure(executor, 1)
+        executor.submit(1, ids_step([1], seq=2))
+        assert isinstance(ear.wait_end(1, 2), Output)
+
+
 def test_losses_leak_nothing(wide_model: Path) -> None:
     """I6: descriptors, threads, processes, shared memory, folders."""
     with running(wide_model) as (executor, ear):  # whatever is loaded once is loaded now

@@ -171,6 +171,8 @@ class Start:
     log_level: str
 
 
+# Besides msgspec's own errors: text that is no UTF-8, nesting without end, values that our own classes refuse.
+_UNREADABLE: Final = (msgspec.MsgspecError, ValueError, RecursionError, SplitGlmError)
 _encoder = msgspec.msgpack.Encoder()
 _commands: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
 _reports: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
@@ -188,7 +190,7 @@ def decode_command(data: bytes) -> Command:
     """
     try:
         return _commands.decode(data)
-    except msgspec.MsgspecError as error:
+    except _UNREADABLE as error:
         raise InternalError(f"a command cannot be read: {error}") from None
 
 
@@ -199,7 +201,7 @@ def decode_report(data: bytes) -> Report:
     """
     try:
         return _reports.decode(data)
-    except msgspec.MsgspecError as error:
+    except _UNREADABLE as error:
         raise InternalError(f"a worker's report cannot be read: {error}") from None
 
 
@@ -214,7 +216,7 @@ def decode_start(line: bytes) -> Start:
     """
     try:
         return _starts.decode(line)
-    except msgspec.MsgspecError as error:
+    except _UNREADABLE as error:
         raise InternalError(f"a worker's start line cannot be read: {error}") from None
 
 

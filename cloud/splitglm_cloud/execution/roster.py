@@ -81,7 +81,9 @@ class Roster:
         self._deaths: dict[int, deque[float]] = {}
 
     def sessions(self, worker: int) -> int:
-        return len(self._workers[worker].sessions) if worker in self._workers else 0
+        """How many it holds; may be asked from any thread."""
+        known = self._workers.get(worker)
+        return len(known.sessions) if known is not None else 0
 
     def holds(self, worker: int, session: int) -> bool:
         return worker in self._workers and session in self._workers[worker].sessions

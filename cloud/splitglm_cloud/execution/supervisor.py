@@ -143,7 +143,8 @@ class Supervisor:
                 self._lose(seat, seat.worker, "was given up with its supervisor")
 
     def _alive(self) -> list[Worker]:
-        return [seat.worker for seat in self._seats if seat.worker is not None]
+        # Each seat is read once: other threads ask too.
+        return [worker for seat in self._seats if (worker := seat.worker) is not None]
 
     def _kv_used(self, index: int) -> float:
         worker = self._seats[index].worker

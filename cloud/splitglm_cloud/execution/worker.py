@@ -203,7 +203,7 @@ def main() -> int:
     socket.connect(start.address)
     try:
         serve(start, socket)
-    except Exception:
+    except BaseException:
         log.exception("an engine worker failed")
         os._exit(70)  # whatever is broken need not be taken down in order
     threading.Event().wait()  # the last word is on its way: the gateway closes our standard input when it has heard it
