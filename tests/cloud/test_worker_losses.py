@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -235,6 +236,44 @@ def test_workers_share_what_the_whole_executor_was_given(wide_model: Path) -> No
     executor = processes_of(wide_model, Ear(), workers=4, runner="executor_runner:writing_down")
     with pytest.raises(DeviceError, match=f"threads: 1, budget: {(1 << 30) // 4}"):
         executor.start()
+
+
+@pytest.mark.slow
+def test_twenty_kills_and_stops_under_load_lose_nobody_for_good(wide_model: Path) -> None:
+    """Whoever is lost is configured again and asks again: everybody gets everything, and nothing piles up."""
+    chance = random.Random(1)
+    supervision = Supervision(watchdog_s=0.5, first_pause_s=0.01, longest_pause_s=0.1, patience_s=PATIENCE_S)
+    with running(wide_model, workers=2, supervision=supervision) as (executor, ear):
+        before = descriptors(), threading.active_count()
+        wanted, losses = dict.fromkeys(range(12), 1), dict.fromkeys(range(12), 0)
+
+        def ask(session: int) -> None:
+            configure(executor, session)
+            executor.submit(session, ids_step([session], seq=wanted[session], generate=300))
+
+        def follow() -> None:
+            for session, seq in list(wanted.items()):
+                if ear.of(session).count(None) > losses[session]:
+                    losses[session] = ear.of(session).count(None)
+                    ask(session)
+                elif (end := ear.ends(session, seq)) and isinstance(end[-1], Output):
+                    wanted[session] += 1
+                    executor.drop(session)
+                    ask(session)
+
+        for session in wanted:
+            ask(session)
+        for _ in range(20):
+            seen = len(ear.heard)
+            eventually(lambda seen=seen: follow() or len(ear.heard) > seen + 500)  # type: ignore[misc]
+            alive = [worker.pid for worker in executor.workers() if worker.state is WorkerState.READY]
+            if alive:
+                os.kill(chance.choice(alive), chance.choice((signal.SIGKILL, signal.SIGSTOP)))
+        done = dict(wanted)
+        eventually(lambda: follow() or all(wanted[session] > done[session] for session in wanted))
+        eventually(lambda: (descriptors(), threading.active_count()) == before)
+        assert sum(worker.restarts for worker in executor.workers()) >= 10
+        assert not [event for _, event in ear.heard if isinstance(event, Failure)]
 
 
 GATEWAY = """
