@@ -24,6 +24,7 @@ from splitglm_cloud.engine.events import Failure
 from splitglm_cloud.engine.kv_pages import PAGE_POSITIONS
 from splitglm_cloud.engine.runner import Runner
 from splitglm_cloud.engine.slots import MAX_WORK_ROWS
+from splitglm_core.errors import InternalError
 from splitglm_core.plan import SplitPlan
 from splitglm_core.ranges import LayerRange
 from splitglm_core.sampling import SamplingParams
@@ -182,6 +183,33 @@ def test_a_pass_that_goes_wrong_is_told_without_content_and_leaves_no_trace(
     bench.engine.submit(1, ids_step(PROMPT, generate=3))
     bench.run()
     assert bench.tokens(1) == bench.expected_tokens(PROMPT, 3)
+
+
+class NoRoom:
+    """A runner without memory for what leaves it."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runner, name)
+
+    def alight(self, rows: Any) -> Any:
+        raise MemoryError
+
+
+@pytest.mark.parametrize("reply", [Reply.ALL_HIDDEN, Reply.LAST_HIDDEN])
+def test_an_answer_that_finds_no_memory_fails_alone(kind: Kind, reply: Reply) -> None:
+    bench = Bench(kind, faults=NoRoom)
+    bench.configure(1, USHAPE)
+    bench.configure(2, CLOUD)
+    bench.engine.submit(1, hidden_step(bench.front(PROMPT), reply=reply))
+    bench.engine.submit(2, ids_step(PROMPT, generate=3))
+    bench.run()
+    failure = bench.last(1)
+    assert isinstance(failure, Failure) and failure.code is ErrorCode.INTERNAL
+    assert bench.tokens(2) == bench.expected_tokens(PROMPT, 3)
+    assert bench.ledger.held(1) == 0
 
 
 def test_abort_ends_generation_after_the_present_token(bench: Bench) -> None:
@@ -413,3 +441,41 @@ def test_times_are_told_once(bench: Bench) -> None:
     bench.clock.time_s += 0.25
     bench.run()
     assert [_times(output)[0] for output in bench.results[1]] == [250_000, 0, 0, 0]
+
+
+def test_books_are_checked_for_a_hundredth_of_the_time_at_most(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one device the engine falls idle after every token."""
+    bench, checks = Bench(kind), list[float]()
+
+    def slow() -> None:
+        checks.append(bench.clock.time_s)
+        bench.clock.time_s += 0.1  # a pool of many pages
+
+    monkeypatch.setattr(bench.ledger, "check_integrity", slow)
+    for _ in range(1000):
+        bench.clock.time_s += 0.05
+        bench.run()
+    assert 2 <= len(checks) <= 7
+
+
+def test_closing_gives_back_the_runners_memory_although_a_table_is_broken(
+    kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(kind)
+    for session in (1, 2):
+        bench.configure(session, CLOUD)
+        bench.engine.submit(session, ids_step(PROMPT, generate=1))
+    bench.run()
+
+    def broken(session: int) -> int:
+        raise InternalError("a table is broken")
+
+    monkeypatch.setattr(bench.ledger, "release", broken)
+    with pytest.raises(InternalError):
+        bench.engine.close()
+    fresh = Bench(kind)  # on the same runner
+    for session in (1, 2):
+        fresh.configure(session, CLOUD)
+        fresh.engine.submit(session, ids_step(PROMPT, generate=3))
+    fresh.run()
+    assert fresh.tokens(1) == fresh.tokens(2) == fresh.expected_tokens(PROMPT, 3)

@@ -133,6 +133,60 @@ def test_who_waits_for_memory_keeps_its_deadline(kind: Kind) -> None:
     assert isinstance(failure, Failure) and failure.code is ErrorCode.DEADLINE and bench.engine.parked == 0
 
 
+def test_who_waits_for_memory_does_not_wait_longer_than_others(kind: Kind) -> None:
+    bench = Bench(kind, pages=2 * LAYERS, max_wait_s=2.0)
+    filled(bench, 1)
+    bench.configure(2, CLOUD)
+    bench.engine.submit(2, ids_step(FILL, generate=1))
+    for seq in range(2, 5):  # an older session's device sends a token now and then
+        bench.run()
+        assert bench.engine.parked == 1 and bench.results.get(2) is None
+        bench.clock.time_s += 0.75 * RECENT_S
+        bench.engine.submit(1, ids_step([1], seq=seq, base=98 + seq, reply=Reply.ACK))
+    bench.run()
+    failure = bench.last(2)
+    assert isinstance(failure, Failure) and failure.code is ErrorCode.OVERLOADED and failure.retry_after_s > 0
+    assert bench.engine.parked == 0
+
+
+def test_what_waits_for_memory_is_not_counted_as_computed(kind: Kind) -> None:
+    bench = Bench(kind, pages=2 * LAYERS)
+    filled(bench, 1)
+    before = bench.engine.stats()
+    bench.configure(2, CLOUD)
+    bench.engine.submit(2, ids_step(FILL, generate=1))
+    bench.run()
+    after = bench.engine.stats()
+    assert bench.engine.parked == 1
+    assert (after.row_layers, after.batches_by_layer) == (before.row_layers, before.batches_by_layer)
+
+
+def test_memory_is_sought_anew_when_there_is_more_of_it_and_else_only_now_and_then(
+    kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each one that waits looks at every session: not between any two batches."""
+    bench = Bench(kind, pages=2 * LAYERS)
+    filled(bench, 1)
+    bench.configure(2, CLOUD)
+    bench.engine.submit(2, ids_step(FILL, generate=1))
+    bench.run()
+    tries, missing = list[int](), bench.ledger.missing
+
+    def counted(session: int, **wanted: int) -> int:
+        tries.append(session)
+        return missing(session, **wanted)
+
+    monkeypatch.setattr(bench.ledger, "missing", counted)
+    for _ in range(100):
+        bench.clock.time_s += 0.001
+        bench.engine.turn()
+    assert 1 <= len(tries) <= 3
+    tries.clear()
+    bench.engine.drop(1)
+    bench.run()
+    assert not tries and bench.tokens(2) == bench.expected_tokens(FILL, 1)
+
+
 def test_dropping_or_closing_while_a_step_waits_for_memory_leaves_nothing(kind: Kind) -> None:
     bench = Bench(kind, pages=2 * LAYERS)
     filled(bench, 1)

@@ -70,6 +70,7 @@ class Engine:
         self._residency = Residency(self._slots, pages, carousel, emit)
         self._order = itertools.count(1)
         self._meter = Meter(runner.shape.layers)
+        self._check_s = -math.inf  # not before then
 
     @property
     def parked(self) -> int:
@@ -156,39 +157,51 @@ class Engine:
 
     def close(self) -> None:
         """Free everything of every session."""
+        for slot in self._slots.values():
+            slot.cache.close()  # first: tables that are broken must not keep the memory of a runner that lives on
         for session in [*self._slots, *self._unmade]:
             self.drop(session)
 
     def turn(self) -> bool:
         """One batch. False when there was nothing to do."""
         now_s = self._clock.now_s()
-        for slot in self._residency.unpark():
+        for slot in self._residency.unpark(now_s):
             self._retry(slot, now_s)
         for work in self._carousel.expire(now_s):
             self._expire(self._slots[work.session], now_s)
         segment = self._carousel.next_segment(now_s)
         if segment is None:
             self._meter.fell_idle()
-            self.check_integrity()
+            self._check(now_s)
             return False
         riding = self._board(segment, now_s)
+        rows = sum(run.part for _, run in riding)
         if riding:
             self._ride(riding, segment.layers)
         alighted = [self._slots[work.session] for work in self._carousel.finished(segment)]
         if alighted:
             self._alight(alighted)
-        self._meter.count(segment, self._carousel, now_s, self._clock.now_s())
+        self._meter.count(segment.layers, rows, self._carousel, now_s, self._clock.now_s())
         return True
 
     def check_integrity(self) -> None:
-        """Raise InternalError where tables disagree; cheap enough for every time the engine falls idle."""
+        """Raise InternalError where tables disagree. Time grows with the pages that were ever used."""
         self._carousel.check_integrity()
         self._pages.check_integrity()
 
+    def _check(self, now_s: float) -> None:
+        """With one device the engine falls idle after every token: checking may take a hundredth of its time."""
+        if now_s >= self._check_s:
+            self.check_integrity()
+            ended_s = self._clock.now_s()
+            self._check_s = ended_s + 100 * (ended_s - now_s)
+
     def _offer(self, slot: Slot, run: Run) -> None:
         """Hand the next part of the session's step, or its next token, to the scheduler."""
-        begun = run.done > 0
         run.offered_s = self._clock.now_s()
+        self._queue(slot, run, run.offered_s)
+
+    def _queue(self, slot: Slot, run: Run, now_s: float) -> None:
         self._carousel.add(
             Work(
                 session=slot.key,
@@ -200,11 +213,14 @@ class Engine:
                 tenant=slot.owner.tenant,
                 weight=slot.owner.weight,
                 criticality=slot.config.criticality,
-                # What was begun is finished; only what nobody has begun may be too old.
-                deadline_s=slot.deadline_s if begun else min(slot.deadline_s, run.offered_s + self._max_wait_s),
+                deadline_s=self._latest_s(slot, run),
             ),
-            run.offered_s,
+            now_s,
         )
+
+    def _latest_s(self, slot: Slot, run: Run) -> float:
+        """When the step is given up. What was begun is finished; only what nobody has begun may be too old."""
+        return slot.deadline_s if run.done else min(slot.deadline_s, run.offered_s + self._max_wait_s)
 
     def _board(self, segment: Segment, now_s: float) -> list[Aboard]:
         """Those who ride the segment. Prepares the rows of those who board, and sends away whoever cannot."""
@@ -251,12 +267,10 @@ class Engine:
         run = slot.run
         if run is None:  # it had to make room for one before it
             return
-        if now_s > slot.deadline_s:
+        if now_s > self._latest_s(slot, run):
             self._expire(slot, now_s)
         elif self._hold(slot, run, slot.cache.length + run.next_rows, now_s):
-            waited_since_s = run.offered_s
-            self._offer(slot, run)
-            run.offered_s = waited_since_s
+            self._queue(slot, run, now_s)
 
     def _ride(self, riding: Sequence[Aboard], layers: LayerRange) -> None:
         started_s = self._clock.now_s()
@@ -276,7 +290,11 @@ class Engine:
             run.done += 0 if run.generated else run.part
             run.part = 0
             if run.step.reply is Reply.ALL_HIDDEN:
-                run.outputs.append(self._runner.alight(run.rows))
+                try:
+                    run.outputs.append(self._runner.alight(run.rows))
+                except Exception as error:  # there may be no memory for a copy
+                    self._fail(slot, error)
+                    continue
             if run.done < run.step.rows:
                 self._offer(slot, run)
             elif run.step.reply is Reply.TOKEN:

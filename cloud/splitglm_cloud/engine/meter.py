@@ -5,7 +5,7 @@ from __future__ import annotations
 from splitglm_cloud.engine.carousel import Carousel
 from splitglm_cloud.engine.kv_pages import KvPages
 from splitglm_cloud.engine.stats import EngineStats
-from splitglm_cloud.engine.work import Segment
+from splitglm_core.ranges import LayerRange
 
 
 class Meter:
@@ -24,13 +24,12 @@ class Meter:
         self._sweeps = 0
         self._sweep_began_s: float | None = None
 
-    def count(self, segment: Segment, carousel: Carousel, began_s: float, ended_s: float) -> None:
-        """A segment was computed between the two times."""
-        rows = segment.rows
-        for layer in segment.layers:
+    def count(self, layers: LayerRange, rows: int, carousel: Carousel, began_s: float, ended_s: float) -> None:
+        """A batch was computed between the two times; of no rows if none of its riders could board."""
+        for layer in layers if rows else ():
             self.rows_by_layer[layer] += rows
             self.batches_by_layer[layer] += 1
-        self.row_layers += rows * len(segment.layers)
+        self.row_layers += rows * len(layers)
         self.busy_s += ended_s - began_s
         if self._sweep_began_s is None:
             self._sweep_began_s = began_s

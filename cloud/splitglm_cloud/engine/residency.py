@@ -8,6 +8,7 @@ as being at work: its device is about to send its next token. Who finds no room 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from enum import Enum
 from typing import Final
@@ -19,6 +20,8 @@ from splitglm_cloud.engine.slots import Slot
 
 RECENT_S: Final = 1.0
 """An idle session this recently used is not evicted by one that it could evict itself."""
+RETRY_S: Final = 0.05
+"""How long those who wait for memory wait at most before it is sought again although none came free."""
 
 
 class Room(Enum):
@@ -40,6 +43,8 @@ class Residency:
         self._carousel = carousel
         self._emit = emit
         self._parked: dict[int, Slot] = {}
+        self._sought_s = -math.inf  # when those who wait were tried last, and what was free afterwards
+        self._found_free = 0
         self.evictions = 0
         self.preemptions = 0
 
@@ -66,8 +71,16 @@ class Residency:
         self._parked[slot.key] = slot
         return Room.PARKED
 
-    def unpark(self) -> list[Slot]:
-        """Sessions that waited for memory, the most important first. Their steps are to be tried again."""
+    def unpark(self, now_s: float) -> list[Slot]:
+        """Sessions that waited for memory, the most important first. Their steps are to be tried again.
+
+        Each of them looks at every session, so between two batches it is done only where there is more memory now.
+        """
+        free = self._pages.free
+        if not self._parked or (free <= self._found_free and now_s - self._sought_s < RETRY_S):
+            self._found_free = min(free, self._found_free)
+            return []
+        self._sought_s, self._found_free = now_s, free
         waiting = sorted(self._parked.values(), key=_importance)
         self._parked.clear()
         return waiting
