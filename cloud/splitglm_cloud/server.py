@@ -14,12 +14,12 @@ from functools import partial
 import grpc
 from grpc_reflection.v1alpha import reflection
 
+from splitglm_cloud.configured import engine_spec, load_limits
 from splitglm_cloud.engine.events import Event
 from splitglm_cloud.execution.building import SystemClock
 from splitglm_cloud.execution.choosing import open_executor
-from splitglm_cloud.execution.facts import EngineSpec
 from splitglm_cloud.gateway.back import Back
-from splitglm_cloud.gateway.load import LoadGate, LoadLimits
+from splitglm_cloud.gateway.load import LoadGate
 from splitglm_cloud.gateway.rebuild import Rebuilder
 from splitglm_cloud.gateway.received import ReceivedLog
 from splitglm_cloud.gateway.service import SILENT_TOTAL, SplitService
@@ -48,9 +48,6 @@ log = logging.getLogger(__name__)
 
 SERVICE = split_pb2.DESCRIPTOR.services_by_name["SplitInference"].full_name
 SWEEP_PERIOD_S = 1.0
-WAITS = 2.0
-"""Work is let in when it is expected to wait for ``max_queue_s`` at most; the engine gives it up after so many times
-that, for expectations err."""
 BRIEF_RPCS = 64
 """Health checks and refusals at one moment, beside streams and handshakes, which have places of their own."""
 
@@ -77,14 +74,22 @@ class CloudServer:
         self._arrived: deque[Callable[[], None]] = deque()
         self._called = False
         self.executor, self.facts = open_executor(
-            _spec(settings, store),
+            engine_spec(settings, store),
             self._on_event,
             self._on_lost,
             workers=settings.workers if settings.executor == "process" else 0,
             watchdog_s=settings.watchdog_s,
             progress=progress,
         )
-        facts = self.facts
+        try:
+            self._join_up()
+        except BaseException:
+            self.executor.stop(0.0)
+            raise
+
+    def _join_up(self) -> None:
+        """Everything between the executor and the streams."""
+        settings, facts = self.settings, self.facts
         self.manifest = CloudManifest(
             version=VERSION,
             fingerprint=facts.fingerprint,
@@ -114,7 +119,7 @@ class CloudServer:
             max_sessions=settings.max_sessions,
             session_ttl_s=settings.session_ttl_s,
             attached_idle_s=settings.attached_idle_s,
-            gate=LoadGate(layers=len(facts.layers), limits=_limits(settings), speed=speed),
+            gate=LoadGate(layers=len(facts.layers), limits=load_limits(settings), speed=speed),
             on_reply=self._operation.on_reply,
         )
         self.metrics.engine.watch(self.executor.stats, self._workers)
@@ -257,7 +262,11 @@ class CloudServer:
     def _take_over(self) -> None:
         self._called = False  # before the calls are taken: one that comes after the last look rings again
         while self._arrived:
-            self._arrived.popleft()()
+            call = self._arrived.popleft()
+            try:
+                call()
+            except Exception:  # the others' events wait behind it
+                log.exception("an event of the engine could not be handled")
 
     def _soon(self, call: Callable[[], None]) -> None:
         if self._loop is not None:
@@ -281,35 +290,6 @@ _OPTIONS = (
     ("grpc.http2.max_ping_strikes", 5),
     ("grpc.so_reuseport", 0),
 )
-
-
-def _spec(settings: CloudSettings, store: ModelStore | None) -> EngineSpec:
-    return EngineSpec(
-        model=settings.model,
-        store=str(store.root) if store is not None else "",
-        layers=settings.layers,
-        text=settings.text,
-        runner=settings.runner,
-        precision=settings.precision,
-        dtype=settings.torch_dtype,
-        threads=settings.threads,
-        kv_budget_bytes=settings.kv_budget_bytes,
-        max_context=settings.max_context,
-        max_wait_s=WAITS * settings.max_queue_s,
-        max_rows=settings.sweep_rows,
-        prefill_rows_beside_decode=settings.prefill_rows_beside_decode,
-    )
-
-
-def _limits(settings: CloudSettings) -> LoadLimits:
-    return LoadLimits(
-        max_queue_s=settings.max_queue_s,
-        max_wait_s=WAITS * settings.max_queue_s,
-        max_queue_bytes=settings.queue_budget_bytes,
-        max_sessions_per_tenant=settings.max_sessions_per_tenant,
-        kv_admit=settings.kv_admit_watermark,
-        kv_high=settings.kv_high_watermark,
-    )
 
 
 async def serve(server: CloudServer, *, ready: Callable[[int], None]) -> None:

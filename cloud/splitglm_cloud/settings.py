@@ -44,6 +44,13 @@ class CloudSettings:
     threads: Annotated[
         int, Setting(help="Compute threads; 0: all.", least=0, most=1024, also_env="SPLITGLM_THREADS")
     ] = 0
+    exact_batches: Annotated[
+        bool,
+        Setting(
+            help="A token never depends on who shares its batch, not even by rounding. Without it the onnx runner is "
+            "faster while nobody shares."
+        ),
+    ] = True
 
     # Where the engine runs
     executor: Annotated[

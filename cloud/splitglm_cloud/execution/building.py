@@ -162,7 +162,7 @@ def _make_runner(
             options=RuntimeOptions(threads=spec.threads),
             progress=progress,
         )
-        return OnnxRunner(stack, layers, embedding=embedding, head=head)
+        return OnnxRunner(stack, layers, embedding=embedding, head=head, exact=spec.exact)
     if spec.runner == "torch":
         try:
             from splitglm_cloud.engine.runner_torch import TorchRunner

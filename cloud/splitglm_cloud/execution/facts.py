@@ -29,6 +29,7 @@ class EngineSpec:
         precision: weight precision of the ONNX graphs.
         dtype: of the torch runner.
         threads: compute threads; 0 leaves it to the runtime.
+        exact: a row's bits do not depend on who shares its batch (ONNX: a lone row costs up to a fifth more).
         kv_budget_bytes: keys and values of all sessions of this engine.
         max_context: positions of one session; 0 means the model's own limit.
         max_wait_s: a step that nobody has begun to compute by then is refused; 0 means never.
@@ -46,6 +47,7 @@ class EngineSpec:
     precision: Precision = Precision.INT8
     dtype: str = "float32"
     threads: int = 0
+    exact: bool = True
     kv_budget_bytes: int = 4 << 30
     max_context: int = 0
     max_wait_s: float = 0.0
