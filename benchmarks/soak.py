@@ -6,8 +6,9 @@ has gone, each of these must hold, or the run fails:
 
 * every resource gauge is zero: sessions, streams, steps and rows waiting, riding, engine sessions, KV bytes;
 * threads and file descriptors are back to what they were before the load, but for a stated few;
-* memory over the last half of the load grows slower than a stated bound (Theil-Sen slope: the median of the slopes
-  between all pairs of samples, which a single jump does not move);
+* memory over the last half of the load grows slower than a stated bound. What sessions hold for a moment is no growth,
+  so the slope is that of the least memory in each of ten stretches (Theil-Sen: the median of the slopes between all
+  pairs, which a single jump does not move). Below half an hour of load the bound says little;
 * no session waited for an answer until its patience ended.
 
 `--leak` is the negative control: the generator never closes a part of its sessions and the server keeps them; the run
@@ -56,6 +57,7 @@ COUNTERS = (names.EVICTIONS_TOTAL, names.PREEMPTIONS_TOTAL, names.REBUILDS_TOTAL
 SESSION_TTL_S = 2.0
 DRAIN_S = 30.0
 """Everything a device left behind must be gone by then: its sessions live for ``SESSION_TTL_S``."""
+STRETCHES = 10
 MORE_THREADS, MORE_FDS = 8, 8
 """Above the idle server's: pools that are filled on first use."""
 
@@ -115,9 +117,10 @@ class Watcher:
 
 
 def slope_mib_per_h(samples: Sequence[Sample]) -> float:
-    """Theil-Sen slope of memory over time."""
-    kept = samples[:: max(1, len(samples) // 300)]
-    slopes = [(b.rss_mib - a.rss_mib) / (b.at_s - a.at_s) for a, b in combinations(kept, 2) if b.at_s > a.at_s]
+    """How fast the floor of memory rises."""
+    size = max(1, len(samples) // STRETCHES)
+    floors = [min(samples[at : at + size], key=lambda s: s.rss_mib) for at in range(0, len(samples) - size + 1, size)]
+    slopes = [(b.rss_mib - a.rss_mib) / (b.at_s - a.at_s) for a, b in combinations(floors, 2) if b.at_s > a.at_s]
     return 3600 * statistics.median(slopes) if slopes else 0.0
 
 
