@@ -121,6 +121,7 @@ class CloudServer:
             attached_idle_s=settings.attached_idle_s,
             gate=LoadGate(layers=len(facts.layers), limits=load_limits(settings), speed=speed),
             on_reply=self._operation.on_reply,
+            tenants_apart=self._tenants is not None,
         )
         self.metrics.engine.watch(self.executor.stats, self._workers)
         self.metrics_port: int | None = None

@@ -91,7 +91,7 @@ class FakeStream:
 class World:
     def __init__(
         self, *, max_sessions: int = 4, ttl_s: float = 60.0, idle_s: float = 1e12, queue_bytes: int = 1 << 20,
-        of_tenant: int = 10_000, **manifest: Any,
+        of_tenant: int = 10_000, apart: bool = False, **manifest: Any,
     ) -> None:  # fmt: skip
         offer = {
             "version": "1", "fingerprint": bytes(32), "layers": LayerRange(0, 4), "embedding": True, "head": True,
@@ -105,7 +105,7 @@ class World:
         self.table = SessionTable(
             manifest=CloudManifest(**offer), shape=SHAPE, executor=self.executor,  # type: ignore[arg-type]
             metrics=self.metrics, max_sessions=max_sessions, session_ttl_s=ttl_s, attached_idle_s=idle_s,
-            gate=self.gate,
+            gate=self.gate, tenants_apart=apart,
         )  # fmt: skip
 
     def stream(self, owner: Owner = SOMEBODY) -> FakeStream:
@@ -534,6 +534,33 @@ def test_a_prompts_chunks_do_not_pass_for_a_reply() -> None:
     world.table.receive(other, prompt_frame(SLOW))
     world.table.receive(stream, replace(chunk, seq=2, base=64))
     assert stream.codes() == [ErrorCode.OVERLOADED]
+
+
+def test_a_prompt_in_small_pieces_does_not_pass_for_a_reply_because_its_device_says_so() -> None:
+    world = World(max_context=4096)
+    stream = world.stream()
+    world.table.receive(stream, replace(long_open(1), generated=(7,)))
+    for number in range(60):
+        piece = Step(
+            handle=1, fence=1, seq=number + 1, base=32 * number, rows_kind=Rows.IDS, rows=32, reply=Reply.ACK,
+            generate=0, payload=bytes(128),
+        )  # fmt: skip
+        world.table.receive(stream, piece)
+    assert ErrorCode.OVERLOADED in stream.codes()
+    assert world.gate.queue_s <= 2.0 + 4 * 0.01 * 32  # what waited when the last one was let in, and that one
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_tenant_cannot_take_another_tenants_session_even_by_its_id(apart: bool) -> None:
+    world = World(apart=apart)
+    mine, theirs = world.stream(Owner("a")), world.stream(Owner("b"))
+    world.table.receive(mine, open_frame(1))
+    world.table.receive(theirs, open_frame(1, fence=9))
+    # Without tenants an owner is an address, and a device may come back from another one.
+    assert theirs.codes() == ([ErrorCode.FENCED] if apart else [])
+    assert len(world.table) == 1
+    world.table.receive(mine, step_frame())
+    assert bool(mine.codes()) is not apart
 
 
 def test_a_lost_answer_is_fetched_however_busy_the_cloud_is() -> None:

@@ -69,8 +69,11 @@ class Held:
         self.under_way |= 0 < output.rows <= FEW_ROWS
 
     def continues(self, step: Step) -> bool:
-        """Whether a step goes on with a reply that has begun to come; else it is (more of) a prompt."""
-        return self.under_way and step.rows <= FEW_ROWS
+        """Whether a step goes on with a reply that has begun to come; else it is (more of) a prompt.
+
+        That the reply has begun is what its device says, so what waits counts too: a prompt in small pieces is one.
+        """
+        return self.under_way and self.session.held_rows + step.rows <= FEW_ROWS
 
     @property
     def claim(self) -> Claim:

@@ -46,6 +46,7 @@ FULL_RETRY_S: Final = 0.5
 RESTART_S: Final = 1.0
 """A worker that is replaced is back in about this time, or it takes much longer."""
 _NO_SESSION: Final = Refusal(ErrorCode.NO_SESSION, "no such session on this stream")
+_TAKEN: Final = Refusal(ErrorCode.FENCED, "a newer stream owns this session")
 _STRANGE_FRAME: Final = Refusal(ErrorCode.BAD_REQUEST, "a device does not send this frame")
 
 
@@ -58,6 +59,8 @@ class SessionTable:
         attached_idle_s: life of a session that has a stream and no work.
         gate: which sessions and steps are let in.
         on_reply: receives every finished reply, for traces.
+        tenants_apart: owners are proven, so that no tenant takes another's session; else a device may come back from
+            another address.
         clock: monotonic seconds.
     """
 
@@ -73,6 +76,7 @@ class SessionTable:
         attached_idle_s: float,
         gate: LoadGate,
         on_reply: Callable[[ReplyRecord], None] | None = None,
+        tenants_apart: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._manifest = manifest
@@ -84,6 +88,7 @@ class SessionTable:
         self._attached_idle_s = attached_idle_s
         self._gate = gate
         self._on_reply = on_reply
+        self._apart = tenants_apart
         self._clock = clock
         self._judged = 0  # so far; makes hints differ
         self._by_id: dict[bytes, Held] = {}
@@ -206,6 +211,9 @@ class SessionTable:
             self._refuse(stream, frame, busy)
             return
         held = self._by_id.get(frame.session_id)
+        if held is not None and self._apart and held.owner.tenant != stream.owner.tenant:
+            self._refuse(stream, frame, _TAKEN)  # its id is a secret; should it leak, it is still not theirs
+            return
         if handles.get(frame.handle, held) is not held:
             self._refuse(stream, frame, Refusal(ErrorCode.BAD_REQUEST, "another session has this handle"))
             return
@@ -222,7 +230,7 @@ class SessionTable:
             self._metrics.sessions.set(len(self._by_id))
         elif held.stream is not stream or held.handle != frame.handle:
             if frame.fence <= held.session.newest_fence:
-                self._refuse(stream, frame, Refusal(ErrorCode.FENCED, "a newer stream owns this session"))
+                self._refuse(stream, frame, _TAKEN)
                 return
             self._rebind(held, stream, frame.handle)
         held.asked_for(frame)
