@@ -6,6 +6,7 @@ Commands are queued in order and applied between batches; events come back throu
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
 import time
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 STATS_PERIOD_S: Final = 0.05
 PARKED_PERIOD_S: Final = 0.1
 """How often steps that wait for memory are tried again while nothing else happens."""
+COMMANDS_S: Final = 0.01
+"""What commands may take between two batches: whoever sends many costly ones does not hold up the others' steps."""
 
 
 class InlineExecutor:
@@ -80,25 +83,35 @@ class InlineExecutor:
         self._commands.put(lambda engine: engine.drop(session))
 
     def _loop(self) -> None:
-        busy = False
-        while True:
+        more = False
+        while self._obey(wait=not more):
+            more = self._turn()
+
+    def _obey(self, *, wait: bool) -> bool:
+        """Carry out the commands that have come; False after the last there will be.
+
+        Args:
+            wait: with nothing to compute, sleep until a command comes.
+        """
+        until_s = math.inf
+        timeout_s = PARKED_PERIOD_S if self._engine.parked else None
+        while time.monotonic() < until_s:
             try:
-                # Between batches take what is there; with nothing to do, sleep until a command comes.
-                timeout_s = PARKED_PERIOD_S if self._engine.parked else None
-                command = self._commands.get(block=not busy, timeout=None if busy else timeout_s)
+                command = self._commands.get(block=wait, timeout=timeout_s if wait else None)
             except queue.Empty:
-                busy = self._turn()
-                continue
+                break
+            if until_s == math.inf:
+                wait, until_s = False, time.monotonic() + COMMANDS_S
             if command is None:
                 self._engine.close()
                 self._stats = self._engine.stats()
-                return
+                return False
             try:
                 command(self._engine)
             except Exception:
                 log.exception("an engine command failed")
                 self._replace()
-            busy = True
+        return True
 
     def _turn(self) -> bool:
         try:

@@ -21,7 +21,7 @@ from splitglm_cloud.engine.engine import Engine
 from splitglm_cloud.engine.events import Event
 from splitglm_cloud.execution import messages
 from splitglm_cloud.execution.building import build
-from splitglm_cloud.execution.inline import PARKED_PERIOD_S
+from splitglm_cloud.execution.inline import COMMANDS_S, PARKED_PERIOD_S
 from splitglm_cloud.execution.payloads import Memory, Reader, Writer
 from splitglm_cloud.execution.pulse import Pulse
 from splitglm_cloud.execution.workers import SOCKET_OPTIONS
@@ -104,6 +104,7 @@ class Loop:
         computing = False
         while True:
             heard = self._channel.receive(0.0 if computing else self._rest_s())
+            until_s = time.monotonic() + COMMANDS_S
             while heard is not None:
                 command, payload = heard
                 if isinstance(command, messages.Stop):
@@ -111,7 +112,7 @@ class Loop:
                     self._tell_stats()
                     return
                 self._obey(command, payload)
-                heard = self._channel.receive(0.0)
+                heard = self._channel.receive(0.0) if time.monotonic() < until_s else None
             started_s = time.monotonic()
             computing = self._engine.turn()
             now_s = time.monotonic()
