@@ -461,6 +461,28 @@ def test_a_suspect_that_is_evicted_while_it_waits_is_rebuilt_in_its_turn() -> No
     bench.check_empty()
 
 
+@pytest.mark.parametrize("logged", [False, True])
+def test_a_suspect_whose_worker_is_lost_while_it_waits_is_rebuilt_or_given_back(logged: bool) -> None:
+    bench = Bench(max_losses=1)  # everybody is a suspect
+    for session in (1, 2):
+        bench.back.configure(session, configured(), Owner())
+        bench.back.submit(session, ids_step([session] * 3))
+        bench.settle()
+    if not logged:
+        bench.log.cut(2, 0)  # another's needs took it while the session rested
+    for session in (1, 2):
+        bench.back.submit(session, ids_step([4], seq=2, base=3, generate=3))
+    bench.settle(works=0)
+    assert bench.executor.busy == [1] and bench.rebuilder.waiting == 1
+    bench.executor.crash()
+    bench.settle()
+    if logged:
+        assert bench.tokens(2) == expected([2] * 3 + [4], 3, configured())
+    else:
+        assert bench.told[2][-1] == Evicted(2)
+    bench.check_empty()
+
+
 def test_positions_that_were_cut_off_are_not_replayed() -> None:
     bench = Bench()
     bench.back.configure(1, configured(), Owner())

@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from raw_client import Client
 from running_cloud import RunningCloud, open_agent, running_cloud
 
+from splitglm_cloud.engine.events import Evicted
 from splitglm_cloud.gateway import outbox, service
 from splitglm_cloud.server import SERVICE
 from splitglm_cloud.settings import CloudSettings, split_address
@@ -309,6 +310,27 @@ def test_a_stop_without_grace_does_not_wait(model: Path, home: Path) -> None:
         assert client.refusal()[0] in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
         assert cloud.server.executor.stats().kv_used_bytes == 0
         client.close()
+
+
+def test_an_event_that_cannot_be_handled_does_not_hold_up_those_behind_it(
+    cloud: RunningCloud, agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when nothing comes after them that would make the loop look again."""
+    server, heard = cloud.server, list[int]()
+
+    def on_event(session: int, event: object) -> None:
+        heard.append(session)
+        if session == 1:
+            raise RuntimeError("broken")
+
+    monkeypatch.setattr(server.back, "on_event", on_event)
+
+    def come_together() -> None:
+        for session in (1, 2):
+            server._on_event(session, Evicted(None))
+
+    cloud.now(come_together)
+    cloud.until(lambda: heard == [1, 2])
 
 
 def test_a_stream_that_ends_leaves_its_session_and_gives_up_everything_else(cloud: RunningCloud, agent: Agent) -> None:

@@ -191,7 +191,9 @@ class Rebuilder:
             held.held, run = False, held.run
             if run is None:
                 self._rest(session, held)
-            elif run.number is not None:
+            elif run.number is None:
+                self._ask(session, held, run)  # it waited with its keys and values; the log may not reach
+            else:
                 self._order(session, Drop())  # should another worker have begun with it meanwhile
                 held.losses += 1
                 if held.losses < self._max_losses:
