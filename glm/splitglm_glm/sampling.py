@@ -11,6 +11,7 @@ numpy promises that this stream never changes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
@@ -39,9 +40,9 @@ class Sampler:
 
     def __init__(self, params: SamplingParams, generated: Iterable[int] = ()) -> None:
         self.params = params
-        self._counts: dict[int, int] = {}
-        for token in generated:
-            self.commit(token)
+        self._counts: dict[int, int] = Counter(generated)
+        if min(self._counts, default=0) < 0:
+            raise InputError("a token id is negative")
 
     def commit(self, token: int) -> None:
         """Count ``token`` as generated."""

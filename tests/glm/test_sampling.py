@@ -290,3 +290,8 @@ def test_text_before_the_first_stop_string_is_the_same_for_any_chunking(chunks: 
 def test_stop_strings_without_bound_are_refused(stops: list[str]) -> None:
     with pytest.raises(InputError):
         StopMatcher(stops)
+
+
+def test_a_history_with_a_negative_token_is_refused() -> None:
+    with pytest.raises(InputError):
+        Sampler(SamplingParams(), [3, -1])
