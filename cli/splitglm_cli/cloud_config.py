@@ -15,7 +15,11 @@ def config(flags: SettingFlags, config: Config = None, as_json: Json = False, de
     from splitglm_cli.text_table import text_table
 
     found = resolved(flags, config)
-    CloudSettings(**{"model": "none", **found.values})  # says what does not go together
+    settings = CloudSettings(**{"model": "none", **found.values})  # says what does not go together
+    if settings.tenants_file is not None:
+        from splitglm_cloud.gateway.tenants import Tenants
+
+        Tenants.load(settings.tenants_file)
     lines = [(known, known.shown(value), origin) for known, value, origin in found.lines()]
     if as_json:
         settings = [

@@ -54,6 +54,8 @@ def serve(
 
 
 def _announce(server: CloudServer, host: str, port: int, as_json: bool) -> None:
+    from splitglm_cloud.metrics import METRICS_HOST
+
     manifest, key = server.manifest, server.node_key.text
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if not as_json:
@@ -76,10 +78,8 @@ def _announce(server: CloudServer, host: str, port: int, as_json: bool) -> None:
         "embedding": manifest.embedding,
         "head": manifest.head,
         "runner": server.facts.runner,
-        "paired": server.settings.psk is not None,
-        "metrics": None
-        if server.metrics_port is None
-        else f"http://{address.rpartition(':')[0]}:{server.metrics_port}/metrics",
+        "paired": server.settings.psk is not None or server.settings.tenants_file is not None,
+        "metrics": None if server.metrics_port is None else f"http://{METRICS_HOST}:{server.metrics_port}/metrics",
     }
     print(json.dumps(ready), flush=True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -110,9 +110,9 @@ class CloudSettings:
     ] = 256 << 20
 
     # Who is served when
-    sweep_rows: Annotated[int, Setting(help="Rows that one pass over the layers carries.", least=1, most=65536)] = 512
+    sweep_rows: Annotated[int, Setting(help="Rows that one pass over the layers carries.", least=32, most=65536)] = 512
     prefill_rows_beside_decode: Annotated[
-        int, Setting(help="Of these, rows of prompts while somebody waits for a token.", least=1, most=65536)
+        int, Setting(help="Of these, rows of prompts while somebody waits for a token.", least=16, most=65536)
     ] = 64
     max_queue_s: Annotated[
         float,
@@ -122,7 +122,7 @@ class CloudSettings:
             most=3600,
         ),
     ] = 2.0
-    tenants_file: Annotated[Path | None, Setting(help="Who is which tenant, with weights and quotas.")] = None
+    tenants_file: Annotated[Path | None, Setting(help="Who is which tenant, with pairings and weights.")] = None
     drain_grace_s: Annotated[
         float, Setting(help="How long running steps may take after a signal to stop.", least=0, most=86400)
     ] = 10.0
@@ -140,7 +140,7 @@ class CloudSettings:
             also_env="SPLITGLM_PSK_FILE",
             secret=True,
         ),
-    ] = None
+    ] = field(default=None, repr=False)
     allow_anonymous: Annotated[bool, Setting(help="Serve a non-loopback address without a pairing.")] = False
     reflection: Annotated[bool, Setting(help="Serve gRPC reflection: nothing bounds how many may ask.")] = False
 
@@ -178,6 +178,11 @@ class CloudSettings:
             raise InputError("an inline executor has one engine", "use --executor process with --workers")
         if self.otlp_endpoint is not None and not _is_web_address(self.otlp_endpoint):
             raise InputError("otlp_endpoint is not an http(s) URL", "write for example http://127.0.0.1:4318")
+        if self.otlp_endpoint is not None and "@" in urlsplit(self.otlp_endpoint).netloc:
+            raise InputError(
+                "otlp_endpoint must not hold a name or password: settings are shown",
+                "give the collector's credentials in OTEL_EXPORTER_OTLP_HEADERS",
+            )
         open_to_all = self.psk is None and self.tenants_file is None and not self.allow_anonymous
         if open_to_all and not is_loopback(split_address(self.listen)[0]):
             raise InputError(
@@ -201,8 +206,8 @@ def split_address(address: str) -> tuple[str, int]:
     """
     host, colon, port = address.rpartition(":")
     host = host.strip("[]")
-    if not colon or not host or not port.isdecimal() or int(port) > 65535:
-        raise InputError(f"{address!r} is not HOST:PORT", "write for example 127.0.0.1:7411")
+    if not colon or not host or not port.isdecimal() or len(port) > 5 or int(port) > 65535:
+        raise InputError(f"{address[:80]!r} is not HOST:PORT", "write for example 127.0.0.1:7411")
     return host, int(port)
 
 

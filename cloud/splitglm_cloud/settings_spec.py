@@ -107,13 +107,14 @@ class Known:
         """The value of a key in a TOML file; paths in it are relative to its ``folder``.
 
         Raises:
-            InputError: of another type, or out of bounds.
+            InputError: of another type, or out of bounds. What stands where a secret belongs is not repeated.
         """
         wanted: tuple[type, ...] = {"switch": (bool,), "number": (int,), "size": (int, str), "real": (int, float)}.get(
             self.kind, (str,)
         )
         if not isinstance(value, wanted) or (isinstance(value, bool) and self.kind != "switch"):
-            raise InputError(f"{value!r} is not {_WANTED[self.kind]}")
+            said = f"a {type(value).__name__}" if self.setting.secret else repr(value)
+            raise InputError(f"{said} is not {_WANTED[self.kind]}")
         if isinstance(value, str):
             if self.kind in ("path", "pairing"):
                 value = str(folder / Path(value).expanduser())
@@ -191,10 +192,10 @@ def parse_layers(text: str | None) -> LayerRange | None:
     """
     if text is None:
         return None
-    start, colon, stop = text.partition(":")
-    if not (colon and start.isdecimal() and stop.isdecimal() and int(start) < int(stop)):
-        raise InputError(f"layers {text!r} are not A:B with A < B", "write for example 10:30")
-    return LayerRange(int(start), int(stop))
+    match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", text)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise InputError(f"layers {text[:80]!r} are not A:B with A < B", "write for example 10:30")
+    return LayerRange(int(match[1]), int(match[2]))
 
 
 def _size(text: str) -> int | None:

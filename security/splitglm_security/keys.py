@@ -142,9 +142,14 @@ class PairingCode:
 
         Raises:
             DeviceError: there is no such file, or others may read it.
-            InputError: it does not hold a pairing code.
+            InputError: it does not hold a pairing code, or ``path`` is the code itself, which is not repeated.
         """
         data = read_private(path, KEY_FILE_BYTES)
+        if data is None and _squeeze(path.name).startswith(_PAIRING):
+            raise InputError(
+                "a pairing code was given where the path of its file belongs",
+                "keep it in a file with `splitglm keys pair --enter --file FILE`",
+            )
         if data is None:
             raise DeviceError(f"there is no pairing file {path}", f"splitglm keys pair --file {path}")
         return cls.parse(data.decode("ascii", "replace"))

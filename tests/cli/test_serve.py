@@ -12,6 +12,7 @@ from cli_runs import LAYERS, Run, Served, finish, one_line_error, readline, serv
 from splitglm_cloud.settings_spec import parse_layers
 from splitglm_core.errors import InputError
 from splitglm_core.ranges import LayerRange
+from splitglm_security.keys import PairingCode
 
 
 def test_the_ready_line_for_people_names_address_and_key(tiny: str, splitglm: Run, tmp_path: Path) -> None:
@@ -33,6 +34,16 @@ def test_the_ready_line_for_programs_is_json(tiny: str, cloud: Served) -> None:
     assert ready["layers"] == [0, LAYERS] and ready["embedding"] and ready["head"] and not ready["paired"]
     assert len(bytes.fromhex(ready["fingerprint"])) == 32 and ready["runner"].startswith("onnxruntime")
     assert cloud.sessions_open() == 0
+
+
+def test_the_ready_line_tells_of_tenants_and_where_the_metrics_really_are(tiny: str, tmp_path: Path) -> None:
+    file = tmp_path / "tenants.toml"
+    file.touch(0o600)
+    file.write_text(f"[[tenant]]\nname = 'lab'\ncode = '{PairingCode.generate().text}'\n")
+    for served in serve(tiny, "--listen", "0.0.0.0:0", "--tenants-file", str(file)):
+        assert served.ready["paired"] and served.address.startswith("0.0.0.0:")
+        assert served.ready["metrics"].startswith("http://127.0.0.1:")
+        assert served.sessions_open() == 0
 
 
 def test_the_torch_runner_serves_the_same_answers(tiny: str, splitglm: Run) -> None:

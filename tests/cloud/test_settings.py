@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from splitglm_cli.main import main
+from splitglm_cloud.engine.boarding import SweepLimits
 from splitglm_cloud.settings import CloudSettings
 from splitglm_cloud.settings_sources import MAX_FILE_BYTES, resolve
 from splitglm_cloud.settings_spec import Known, known_settings, size_text
@@ -46,12 +47,17 @@ def sample(known: Known, pairing: tuple[Path, bytes]) -> tuple[str, Any]:
         return SAMPLE[known.name]
     if known.kind == "pairing":
         return str(pairing[0]), pairing[1]
+    if known.name == "tenants_file":
+        file = pairing[0].with_name("tenants.toml")
+        file.touch(0o600)
+        file.write_text(f"[[tenant]]\nname = 'lab'\npsk_file = '{pairing[0].name}'\n")
+        return str(file), file
     if known.setting.choices:
         value = next(choice for choice in known.setting.choices if choice != known.default)
         return value, value
     texts = {
         "switch": ("false", False) if known.default is True else ("true", True),
-        "number": ("7", 7), "size": ("3MiB", 3 << 20), "real": ("0.5", 0.5), "path": ("/x/y", Path("/x/y")),
+        "number": ("33", 33), "size": ("3MiB", 3 << 20), "real": ("0.5", 0.5), "path": ("/x/y", Path("/x/y")),
     }  # fmt: skip
     return texts[known.kind]
 
@@ -162,7 +168,8 @@ def test_a_file_that_is_missing_or_too_large_is_refused(tmp_path: Path) -> None:
     "bad",
     [
         {"kv_admit_watermark": 0.95}, {"executor": "inline", "workers": 2}, {"otlp_endpoint": "collector:4318"},
-        {"executor": "ray"}, {"torch_dtype": "float8"}, {"sweep_rows": 0}, {"metrics_port": 65536},
+        {"executor": "ray"}, {"torch_dtype": "float8"}, {"sweep_rows": 31}, {"metrics_port": 65536},
+        {"prefill_rows_beside_decode": 15}, {"otlp_endpoint": "http://name:word@collector:4318"},
         {"max_queue_s": float("inf")},
     ],
 )  # fmt: skip
@@ -177,6 +184,50 @@ def test_a_secret_is_never_shown(pairing: tuple[Path, bytes], capsys: pytest.Cap
         assert main(["cloud", "config", "m", "--psk-file", str(path), *form]) == 0
         text = capsys.readouterr().out
         assert "(set)" in text and psk.hex() not in text and path.read_text() not in text
+
+
+def test_a_secret_in_the_wrong_place_is_not_repeated(
+    tmp_path: Path, pairing: tuple[Path, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = pairing[0].read_text().strip()
+    file = tmp_path / "cloud.toml"
+    for text in (f"psk_file = '{code}'", f"[psk_file]\ncode = '{code}'", f"psk_file = ['{code}']"):
+        file.write_text(text)
+        assert main(["cloud", "config", "m", "--config", str(file)]) == 64
+        said = capsys.readouterr().err
+        assert "psk_file" in said and code not in said
+    assert main(["cloud", "config", "m", "--psk-file", code]) == 64
+    assert code not in capsys.readouterr().err
+    assert pairing[1].hex() not in repr(CloudSettings(model="m", psk=pairing[1]))
+    assert repr(pairing[1]) not in repr(CloudSettings(model="m", psk=pairing[1]))
+
+
+def test_a_tenants_file_that_serve_would_refuse_is_refused_by_config(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["cloud", "config", "m", "--tenants-file", str(tmp_path / "none.toml")]) == 71
+    (tmp_path / "tenants.toml").write_text("[[tenant]]\nname = 'lab'\n")
+    (tmp_path / "tenants.toml").chmod(0o600)
+    assert main(["cloud", "config", "m", "--tenants-file", str(tmp_path / "tenants.toml")]) == 64
+    assert "lab" in capsys.readouterr().err
+
+
+def test_the_least_rows_of_a_sweep_are_those_that_the_engine_can_do() -> None:
+    least = {name: KNOWN[name].setting.least for name in ("sweep_rows", "prefill_rows_beside_decode")}
+    rows, beside = int(least["sweep_rows"] or 0), int(least["prefill_rows_beside_decode"] or 0)
+    SweepLimits(max_rows=rows, prefill_rows_beside_decode=beside)
+    with pytest.raises(InputError):
+        SweepLimits(max_rows=rows - 1, prefill_rows_beside_decode=beside)
+    with pytest.raises(InputError):
+        SweepLimits(max_rows=rows, prefill_rows_beside_decode=beside - 1)
+
+
+def test_numbers_without_end_are_refused_in_one_line() -> None:
+    for name, text in (("layers", "0:" + "9" * 5000), ("threads", "9" * 5000), ("kv_budget_bytes", "9" * 5000)):
+        with pytest.raises(InputError):
+            KNOWN[name].from_text(text)
+    with pytest.raises(InputError):
+        CloudSettings(model="m", listen="127.0.0.1:" + "9" * 5000)
 
 
 def test_paths_in_a_file_are_relative_to_it(tmp_path: Path) -> None:

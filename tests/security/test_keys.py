@@ -182,6 +182,14 @@ def test_weak_pairing_codes_cannot_be_made(bits: int) -> None:
         PairingCode.generate(bits)
 
 
+def test_a_code_given_as_the_path_of_its_file_is_refused_without_being_shown(tmp_path: Path) -> None:
+    code = PairingCode.generate().text
+    for path in (Path(code), tmp_path / code.upper()):
+        with pytest.raises(InputError, match="path of its file") as refused:
+            PairingCode.read(path)
+        assert code not in refused.value.one_line().lower()
+
+
 @pytest.mark.parametrize("text", ["", "sglmp1", "1234", "sglmp1" + "a" * 32, "sglm1" + "a" * 56, "sglmp1" + "!" * 32])
 def test_what_is_no_pairing_code_is_refused_without_being_shown(text: str) -> None:
     with pytest.raises(InputError) as refused:
