@@ -212,17 +212,29 @@ def test_an_answer_that_finds_no_memory_fails_alone(kind: Kind, reply: Reply) ->
     assert bench.ledger.held(1) == 0
 
 
-def test_abort_ends_generation_after_the_present_token(bench: Bench) -> None:
+def test_abort_ends_generation_at_once_and_what_was_said_stays(bench: Bench) -> None:
     bench.configure(1, CLOUD)
     bench.engine.submit(1, ids_step(PROMPT, generate=200))
     for _ in range(3):
         bench.engine.turn()
     bench.engine.abort(1, seq=9)  # another step's number changes nothing
     bench.engine.turn()
+    said = bench.tokens(1)
+    assert said == bench.expected_tokens(PROMPT, 4)
+    bench.engine.abort(1, seq=1)
+    assert bench.last(1) == Output(1, 0, b"", True) and not bench.engine.turn()
+    bench.engine.submit(1, ids_step(said[-1:], seq=2, base=len(PROMPT) + 3, generate=2))
+    bench.run()
+    assert bench.tokens(1) == bench.expected_tokens(PROMPT, 6)
+
+
+def test_abort_before_the_first_token_waits_for_it(bench: Bench) -> None:
+    """The step's rows were accepted, so they are applied."""
+    bench.configure(1, CLOUD)
+    bench.engine.submit(1, ids_step(PROMPT, generate=200))
     bench.engine.abort(1, seq=1)
     bench.run()
-    assert bench.tokens(1) == bench.expected_tokens(PROMPT, 5)
-    assert isinstance(bench.last(1), Output) and bench.last(1).last  # type: ignore[union-attr]
+    assert bench.tokens(1) == bench.expected_tokens(PROMPT, 1) and bench.results[1] == [bench.last(1)]
 
 
 def parts_of(ids: list[int]) -> list[list[int]]:

@@ -187,6 +187,17 @@ def test_memory_is_sought_anew_when_there_is_more_of_it_and_else_only_now_and_th
     assert not tries and bench.tokens(2) == bench.expected_tokens(FILL, 1)
 
 
+def test_a_cancelled_generation_does_not_wait_for_memory(kind: Kind) -> None:
+    bench = Bench(kind, pages=3 * LAYERS)
+    filled(bench, 1)
+    bench.configure(2, CLOUD)
+    bench.engine.submit(2, ids_step(PROMPT, generate=200))
+    bench.run()
+    assert bench.engine.parked == 1 and len(bench.tokens(2)) == PAGE_POSITIONS - len(PROMPT) + 1
+    bench.engine.abort(2, seq=1)
+    assert bench.last(2) == Output(1, 0, b"", True) and bench.engine.parked == 0
+
+
 def test_dropping_or_closing_while_a_step_waits_for_memory_leaves_nothing(kind: Kind) -> None:
     bench = Bench(kind, pages=2 * LAYERS)
     filled(bench, 1)

@@ -135,9 +135,15 @@ class Engine:
             self._offer(slot, slot.run)
 
     def abort(self, session: int, seq: int) -> None:
+        """End a generation: now if its next token waits for the scheduler or for memory, else after that token."""
         slot = self._slots.get(session)
-        if slot is not None and slot.run is not None and slot.run.step.seq == seq:
-            slot.run.aborted = True
+        run = slot.run if slot is not None else None
+        if slot is None or run is None or run.step.seq != seq:
+            return
+        run.aborted = True
+        if run.generated and not run.part:
+            self._carousel.remove(session)
+            self._settle(slot, Output(seq, 0, b"", True, *run.times_us()))
 
     def cut(self, session: int, length: int) -> None:
         slot = self._slots.get(session)
