@@ -15,11 +15,11 @@ def config(flags: SettingFlags, config: Config = None, as_json: Json = False, de
     from splitglm_cli.text_table import text_table
 
     found = resolved(flags, config)
-    settings = CloudSettings(**{"model": "none", **found.values})  # says what does not go together
-    if settings.tenants_file is not None:
+    checked = CloudSettings(**{"model": "none", **found.values})  # says what does not go together
+    if checked.tenants_file is not None:
         from splitglm_cloud.gateway.tenants import Tenants
 
-        Tenants.load(settings.tenants_file)
+        Tenants.load(checked.tenants_file)
     lines = [(known, known.shown(value), origin) for known, value, origin in found.lines()]
     if as_json:
         settings = [
