@@ -7,6 +7,7 @@ shares with what is cached and runs only the rest.
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 
@@ -49,12 +50,14 @@ class Decoder(ABC):
         generated: tuple[int, ...] = (),
         deadline_s: float | None = None,
         criticality: Criticality = Criticality.CRITICAL,
+        cancelled: threading.Event | None = None,
         meter: Meter,
     ) -> Generator[int, None, None]:
         """Yield tokens as they are known, until ``max_tokens`` or (the token included) a stop id.
 
         Args:
             ids: the whole prompt, and after it the tokens of this reply that were ``generated`` before a rebuild.
+            cancelled: set when nobody wants the reply any more; ends the wait for a busy cloud.
 
         Raises:
             PromptTooLong: prompt and answer exceed the context; nothing has changed.
@@ -66,7 +69,7 @@ class Decoder(ABC):
             )
         keep = self.shared_prefix(ids)
         meter.kept_tokens = keep
-        self._begin(keep, sampling, stop_ids, generated, deadline_s, criticality)
+        self._begin(keep, sampling, stop_ids, generated, deadline_s, criticality, cancelled)
         del self.cached[keep:]
         yield from self._run(ids[keep:], max_tokens, stop_ids, meter)
 
@@ -79,6 +82,7 @@ class Decoder(ABC):
         generated: tuple[int, ...],
         deadline_s: float | None,
         criticality: Criticality,
+        cancelled: threading.Event | None,
     ) -> None:
         """Cut every cache back to ``keep`` positions and set the sampler up."""
 
@@ -118,6 +122,7 @@ class DeviceDecoder(Decoder):
         generated: tuple[int, ...],
         deadline_s: float | None,
         criticality: Criticality,
+        cancelled: threading.Event | None,
     ) -> None:
         self._cache.truncate(keep)
         self._sampler = Sampler(sampling, generated)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -33,6 +34,7 @@ class CloudDecoder(Decoder):
         generated: tuple[int, ...],
         deadline_s: float | None,
         criticality: Criticality,
+        cancelled: threading.Event | None,
     ) -> None:
         self._remote.begin(
             plan=self.plan,
@@ -42,6 +44,7 @@ class CloudDecoder(Decoder):
             stop_ids=stop_ids,
             deadline_s=deadline_s,
             criticality=criticality,
+            cancelled=cancelled,
             generated=generated,
         )
 

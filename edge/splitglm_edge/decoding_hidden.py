@@ -5,6 +5,8 @@ Prefill is pipelined: while a chunk is on the wire or in the cloud, the front co
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 
 from splitglm_core.criticality import Criticality
@@ -43,6 +45,7 @@ class HiddenDecoder(Decoder):
         generated: tuple[int, ...],
         deadline_s: float | None,
         criticality: Criticality,
+        cancelled: threading.Event | None,
     ) -> None:
         self._cache.truncate(keep)
         if self._tail is not None:
@@ -57,6 +60,7 @@ class HiddenDecoder(Decoder):
             stop_ids=(),
             deadline_s=deadline_s,
             criticality=criticality,
+            cancelled=cancelled,
             generated=() if self._samples else generated,
         )
 

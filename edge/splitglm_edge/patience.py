@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Final
 
 MAX_TRIES: Final = 3
@@ -9,6 +10,17 @@ MAX_TRIES: Final = 3
 _FIRST_PAUSE_S: Final = 0.1
 _JITTER: Final = 0.25
 """The cloud spreads its hints already; this keeps devices apart that were told the same."""
+
+_RECONNECT_PAUSES_S: Final = (0.0, 0.05, 0.3, 1.0)
+
+
+def reconnect_pauses_s(chance: Callable[[], float]) -> Iterator[float]:
+    """Before each attempt to connect again, seconds; ``chance`` is uniform in [0, 1).
+
+    A service that restarts is back in a moment, or it will be noticed by those who can wait. All its devices lost it at
+    the same time, so each pause is spread around its middle.
+    """
+    return (pause_s * (0.5 + chance()) for pause_s in _RECONNECT_PAUSES_S)
 
 
 class Patience:

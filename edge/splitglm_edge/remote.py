@@ -13,6 +13,7 @@ import math
 import os
 import queue
 import random
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from splitglm_core.plan import SplitPlan
 from splitglm_core.sampling import SamplingParams
 from splitglm_edge.faults import SessionLost, Unresponsive, from_error_frame
 from splitglm_edge.link import CloudLink
-from splitglm_edge.patience import Patience
+from splitglm_edge.patience import Patience, reconnect_pauses_s
 from splitglm_edge.timeouts import Timeouts
 from splitglm_wire.device import (
     DeviceSession,
@@ -39,8 +40,6 @@ from splitglm_wire.frames import Error, Frame, Reply, Rows
 
 Connect = Callable[[], CloudLink]
 
-RECONNECT_PAUSES_S = (0.0, 0.05, 0.3, 1.0)
-"""Before each attempt: a service that restarts is back in a moment, or it will be noticed by those who can wait."""
 RECONNECT_BUDGET_S = 1.5
 """No attempt begins after this: the caller may have another way to finish the reply."""
 PREFILL_IN_FLIGHT = 16
@@ -78,6 +77,7 @@ class RemoteSession:
         self._deadline_s = math.inf
         self._patience = Patience(timeouts.busy_s)
         self._refusal: Error | None = None  # what a busy cloud said last
+        self._cancelled = threading.Event()
         self._link = connect()
         handle, self._inbox = self._link.open_inbox()
         self._machine = DeviceSession(handle=handle, session_id=os.urandom(16))
@@ -108,11 +108,14 @@ class RemoteSession:
         generated: tuple[int, ...],
         deadline_s: float | None,
         criticality: Criticality = Criticality.CRITICAL,
+        cancelled: threading.Event | None = None,
     ) -> None:
         """Open the next reply, keeping ``keep`` positions; steps may follow without waiting for the answer.
 
-        ``context`` is what the device can hold; the cloud is asked for no more than it offers.
+        ``context`` is what the device can hold; the cloud is asked for no more than it offers. Once ``cancelled`` is
+        set, a busy cloud is not asked again.
         """
+        self._cancelled = cancelled or threading.Event()
         self._delivered = list(generated)
         self._alone.clear()
         self._fruitless = 0
@@ -260,7 +263,7 @@ class RemoteSession:
         """Ask a busy cloud once more for what it refused, when it said that there will be room.
 
         Raises:
-            Overloaded: that is too far away, or was in vain too often.
+            Overloaded: that is too far away, was in vain too often, or the reply was cancelled meanwhile.
         """
         while self._refusal is not None and self._machine.may_retry:
             hint_s = self._refusal.retry_after_ms / 1000
@@ -268,7 +271,8 @@ class RemoteSession:
             pause_s = self._patience.pause_s(hint_s, left_s=left_s, chance=random.random())
             if pause_s is None:
                 raise from_error_frame(self._refusal)
-            time.sleep(pause_s)  # as long as the cloud asked for, not a synchronisation
+            if self._cancelled.wait(pause_s):  # as long as the cloud asked for, unless nobody wants it any more
+                raise from_error_frame(self._refusal)
             self._reopen(self._machine.handle)
             while self._machine.state is State.REOPENING:
                 self._receive()
@@ -291,7 +295,7 @@ class RemoteSession:
             )
         self._fruitless += 1
         started_s = time.monotonic()
-        for pause_s in RECONNECT_PAUSES_S:
+        for pause_s in reconnect_pauses_s(random.random):
             time.sleep(pause_s)  # a real back-off between attempts, not a synchronisation
             try:
                 self._link = self._connect()

@@ -160,6 +160,7 @@ class ReplyUnderWay:
             generated=tuple(self.token_ids),
             deadline_s=self._left_s(),
             criticality=self._criticality,
+            cancelled=self._cancelled,
             meter=self._meter,
         )
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from splitglm_core.criticality import Criticality
 from splitglm_core.errors import InputError, LinkError, Overloaded, Unavailable
 from splitglm_core.plan import Arm
 from splitglm_edge import Agent, Generation, planning
-from splitglm_edge.patience import MAX_TRIES, Patience
+from splitglm_edge.patience import MAX_TRIES, Patience, reconnect_pauses_s
 from splitglm_edge.timeouts import Timeouts
 from splitglm_partitioner.request import Fixed
 from splitglm_sims.link_emulator import LinkEmulator
@@ -162,6 +163,38 @@ def test_nobody_waits_for_room_that_comes_after_the_deadline(agent: Agent, ask: 
     assert generation.stats is not None and generation.stats.plan.arm is Arm.DEVICE
 
 
+@pytest.mark.parametrize("what", ["opens", "steps"])
+@pytest.mark.parametrize("arm", ARMS)
+def test_who_cancels_does_not_wait_for_a_busy_cloud_and_does_not_ask_it_again(
+    agent: Agent, ask: Ask, mood: Mood, arm: str, what: str
+) -> None:
+    setattr(mood, what, lambda *_: True)
+    mood.retry_after_s = 3.9  # with its spread still inside what a device waits
+    generation = ask(agent, arm, prompt=[1, 2, 3])
+    refused = threading.Event()
+
+    def cancel() -> None:
+        assert refused.wait(60.0)
+        generation.cancel()
+
+    pause_s = Patience.pause_s
+
+    def watched(*values: Any, **named: Any) -> float | None:
+        refused.set()
+        return pause_s(*values, **named)
+
+    canceller = threading.Thread(target=cancel)
+    canceller.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Patience, "pause_s", watched)
+        started_s = time.monotonic()
+        assert generation.result() == ""
+    canceller.join()
+    assert time.monotonic() - started_s < 3.0
+    assert (mood.opens_asked if what == "opens" else mood.steps_asked) == 1
+    assert generation.stats is not None and generation.stats.finish == "cancelled"
+
+
 def test_the_next_turn_after_refusals_keeps_what_was_cached(agent: Agent, ask: Ask, mood: Mood) -> None:
     talk = agent.new_conversation()
     first = ask(agent, "split", conversation=talk, max_tokens=5)
@@ -259,6 +292,12 @@ def test_patience_begins_anew_with_progress() -> None:
         ]
         patience.progressed()
     assert [patience.pause_s(0.0, left_s=1e9, chance=0.0) for _ in range(3)] == pytest.approx([0.1, 0.2, 0.4])
+
+
+def test_devices_that_lost_a_cloud_together_do_not_come_back_together() -> None:
+    middle, early, late = ([*reconnect_pauses_s(iter([chance] * 9).__next__)] for chance in (0.5, 0.0, 0.999))
+    assert middle == [0.0, 0.05, 0.3, 1.0]
+    assert early == [pause_s / 2 for pause_s in middle] and late[-1] == pytest.approx(1.5, rel=1e-2)
 
 
 @pytest.mark.parametrize("busy_s", [-1.0, 1e9])
