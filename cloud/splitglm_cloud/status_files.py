@@ -1,7 +1,8 @@
 """The runtime directory: one entry for every server of this user on this machine, readable by this user only.
 
 An entry is a file ``NAME.json`` beside the socket ``NAME.sock``; it is live as long as somebody listens on the socket.
-The directory has mode 0700 and is ours, or it is not used: in a place that others can write to they could plant one.
+The directory has mode 0700 and is ours, and nobody else can replace it, or it is not used: in a place that others can
+write to they could plant one.
 """
 
 from __future__ import annotations
@@ -65,7 +66,9 @@ def make_ours(directory: Path) -> None:
         DeviceError: it cannot be made, or is not this user's alone.
     """
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (*reversed(directory.parents), directory):  # not ``parents=True``: that heeds the umask alone
+            if not folder.exists():
+                folder.mkdir(mode=0o700, exist_ok=True)
         _check_ours(directory)
     except OSError as error:
         raise DeviceError(f"cannot use {directory}: {error.strerror}", "choose another with --runtime-dir") from None
@@ -150,5 +153,13 @@ def _read(directory: Path, name: str) -> ServerEntry | None:
 def _check_ours(directory: Path) -> None:
     found = directory.lstat()
     others = stat.S_IMODE(found.st_mode) & 0o077
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or others:
+    if stat.S_ISDIR(found.st_mode) and found.st_uid != os.getuid():
+        raise DeviceError(f"{directory} is not this user's alone", "run this as its owner, or name another directory")
+    if not stat.S_ISDIR(found.st_mode) or others:
         raise DeviceError(f"{directory} is not this user's alone", f"chmod 700 {directory}, or use --runtime-dir")
+    # Who may change what is in the folder above could put another directory in the place of ours at any time.
+    above = directory.absolute().parent
+    found = above.stat()
+    shared = found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX
+    if shared or found.st_uid not in (0, os.getuid()):
+        raise DeviceError(f"others may replace what is in {above}", "choose another place with --runtime-dir")

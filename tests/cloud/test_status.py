@@ -103,6 +103,36 @@ def test_a_directory_that_others_may_enter_is_not_used(runtime: Path) -> None:
         make_ours(link)
 
 
+def test_a_directory_that_others_could_replace_is_not_used(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime.parent.chmod(0o777)
+    with pytest.raises(DeviceError, match="others may replace"):
+        make_ours(runtime)
+    with pytest.raises(DeviceError, match="others may replace"):
+        servers(runtime)
+    runtime.parent.chmod(0o1777)  # as /tmp: each may only touch its own
+    make_ours(runtime)
+    assert servers(runtime) == []
+    # Somebody was there first: /tmp/runtime-1000 of another user.
+    theirs, stat_of = runtime.parent, Path.stat
+
+    def stat_as(path: Path, **options: bool) -> os.stat_result:
+        found = stat_of(path, **options)  # type: ignore[arg-type]
+        return os.stat_result((*found[:4], 12345, *found[5:])) if path == theirs else found
+
+    monkeypatch.setattr(Path, "stat", stat_as)
+    with pytest.raises(DeviceError, match="others may replace"):
+        make_ours(runtime)
+
+
+def test_folders_that_are_made_on_the_way_are_of_this_user_alone(runtime: Path) -> None:
+    before = os.umask(0)
+    try:
+        make_ours(runtime / "a" / "b")
+    finally:
+        os.umask(before)
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o700 for path in (runtime, runtime / "a", runtime / "a" / "b"))
+
+
 async def test_a_directory_with_too_long_a_name_is_refused(runtime: Path) -> None:
     with pytest.raises(DeviceError, match="too long"):
         await StatusServer(runtime / ("x" * 100), lambda: STATUS).start()
