@@ -491,6 +491,18 @@ def test_who_is_more_critical_is_served_where_others_are_refused() -> None:
         assert bool(stream.codes()) is (criticality > Criticality.CRITICAL_PLUS)
 
 
+@pytest.mark.parametrize("said", Criticality)
+def test_a_tenants_requests_are_no_more_critical_than_it_may_say(said: Criticality) -> None:
+    world = World()
+    stream = world.stream(Owner("lab", highest=Criticality.SHEDDABLE_PLUS))
+    world.table.receive(stream, replace(open_frame(1), criticality=said))
+    (configure,) = [call[2] for call in world.executor.calls if call[0] == "configure"]
+    least = max(said, Criticality.SHEDDABLE_PLUS)
+    assert configure.criticality == least
+    assert world.table.status()[0].criticality == least.name.lower()
+    assert world.metric("opens_total", **{"class": least.name.lower(), "outcome": "ok"}) == 1
+
+
 def test_a_reply_under_way_goes_on_in_an_overloaded_cloud() -> None:
     world = World(max_context=512)
     stream, other = world.stream(), world.stream()

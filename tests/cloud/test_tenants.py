@@ -9,6 +9,7 @@ import pytest
 from splitglm_cloud.engine.events import Owner
 from splitglm_cloud.gateway.places import peer_of
 from splitglm_cloud.gateway.tenants import Tenant, Tenants, owner_by_address
+from splitglm_core.criticality import Criticality
 from splitglm_core.errors import DeviceError, InputError
 from splitglm_security.keys import PairingCode
 
@@ -27,11 +28,11 @@ def test_tenants_come_from_a_file_of_names_weights_and_codes(tmp_path: Path) -> 
     file = write(
         tmp_path / "tenants.toml",
         f'[[tenant]]\nname = "shop"\ncode = "{CODE.text}"\n'
-        '[[tenant]]\nname = "lab-2"\nweight = 2\npsk_file = "lab.code"\n',
+        '[[tenant]]\nname = "lab-2"\nweight = 2\ncriticality = "critical"\npsk_file = "lab.code"\n',
     )
     tenants = Tenants.load(file)
     assert len(tenants) == 2
-    assert [tenants.owner(n) for n in range(2)] == [Owner("shop", 1.0), Owner("lab-2", 2.0)]
+    assert [tenants.owner(n) for n in range(2)] == [Owner("shop", 1.0), Owner("lab-2", 2.0, Criticality.CRITICAL)]
     assert [tenants.psks[n] for n in range(2)] == [CODE.psk(), OTHER.psk()]
 
 
@@ -54,6 +55,8 @@ def test_tenants_come_from_a_file_of_names_weights_and_codes(tmp_path: Path) -> 
         ("[[tenant]]\nname = 'a'\ncode = 'CODE'\nweight = true", "not a number"),
         ("[[tenant]]\nname = 'a'\ncode = 'CODE'\nweight = 0", "outside"),
         ("[[tenant]]\nname = 'a'\ncode = 'CODE'\nweight = nan", "outside"),
+        ("[[tenant]]\nname = 'a'\ncode = 'CODE'\ncriticality = 'urgent'", "criticality"),
+        ("[[tenant]]\nname = 'a'\ncode = 'CODE'\ncriticality = [1]", "criticality"),
         ("[[tenant]]\nname = 'a b'\ncode = 'CODE'", "not a tenant's name"),
         ("[[tenant]]\nname = ''\ncode = 'CODE'", "not a tenant's name"),
         ("[[tenant]]\nname = 'a'\ncode = 'CODE'\n[[tenant]]\nname = 'a'\ncode = 'OTHER'", "same name"),

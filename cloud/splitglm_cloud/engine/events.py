@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from splitglm_core.criticality import Criticality
 from splitglm_core.errors import BadTensor, InputError
 from splitglm_wire.actions import Output
 from splitglm_wire.frames import ErrorCode
@@ -20,10 +21,12 @@ class Owner:
     Attributes:
         tenant: a name that is stable for as long as any session of the tenant lives.
         weight: share of the engine beside other tenants; positive.
+        highest: class that its requests have at most, for a class comes before another whoever asks.
     """
 
     tenant: str = ""
     weight: float = 1.0
+    highest: Criticality = Criticality.CRITICAL_PLUS
 
 
 @dataclass(frozen=True, slots=True)

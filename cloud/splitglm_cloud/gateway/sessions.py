@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from splitglm_cloud.engine.events import Event, Failure, Owner
@@ -127,7 +128,7 @@ class SessionTable:
             stream.send(Pong(handle=frame.handle, nonce=frame.nonce, size=frame.reply_size))
             return
         if isinstance(frame, Open):
-            self._open(stream, frame)
+            self._open(stream, replace(frame, criticality=max(frame.criticality, stream.owner.highest)))
             return
         held = self._streams[stream].get(frame.handle)
         if held is None:

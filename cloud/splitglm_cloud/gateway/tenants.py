@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from splitglm_cloud.engine.events import Owner
 from splitglm_cloud.gateway.places import is_here
+from splitglm_core.criticality import Criticality
 from splitglm_core.errors import DeviceError, InputError
 from splitglm_security.files import read_private
 from splitglm_security.keys import PairingCode
@@ -19,7 +20,8 @@ from splitglm_security.psk_ring import PskRing
 
 _FILE_BYTES: Final = 1 << 20
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_KEYS: Final = {"name", "weight", "code", "psk_file"}
+_KEYS: Final = {"name", "weight", "criticality", "code", "psk_file"}
+_CLASSES: Final = {known.name.lower().replace("_", "-"): known for known in Criticality}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,11 +32,13 @@ class Tenant:
         name: for logs and metrics; letters, digits, ``_``, ``.`` and ``-``, 64 at most.
         psk: 32 bytes, shared with the tenant's devices only.
         weight: share of the engine beside other tenants.
+        highest: class that its requests have at most.
     """
 
     name: str
     psk: bytes = field(repr=False)
     weight: float = 1.0
+    highest: Criticality = Criticality.CRITICAL_PLUS
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -54,7 +58,7 @@ class Tenants:
         if len({tenant.name for tenant in tenants}) < len(tenants):
             raise InputError("two tenants have the same name")
         self.psks = PskRing([tenant.psk for tenant in tenants])
-        self._owners = tuple(Owner(tenant.name, tenant.weight) for tenant in tenants)
+        self._owners = tuple(Owner(tenant.name, tenant.weight, tenant.highest) for tenant in tenants)
 
     def __len__(self) -> int:
         return len(self._owners)
@@ -70,6 +74,7 @@ class Tenants:
             [[tenant]]
             name = "lab"
             weight = 2.0          # 1.0 if left out
+            criticality = "critical" # the highest that its requests have; "critical-plus" if left out
             psk_file = "lab.code" # beside this file; or code = "sglmp1..."
 
         Raises:
@@ -104,6 +109,9 @@ def _tenant(entry: Any, path: Path) -> Tenant:
         raise InputError(f"tenant {name[:80]!r} in {path} has unknown keys: {', '.join(sorted(unknown))[:80]}")
     if isinstance(weight, bool) or not isinstance(weight, int | float):
         raise InputError(f"the weight of tenant {name[:80]!r} is not a number")
+    highest = entry.get("criticality", "critical-plus")
+    if not isinstance(highest, str) or highest not in _CLASSES:
+        raise InputError(f"the criticality of tenant {name[:80]!r} is unknown", f"use {', '.join(_CLASSES)}")
     code, file = entry.get("code"), entry.get("psk_file")
     if (code is None) == (file is None) or not isinstance(code or file, str):
         raise InputError(f"tenant {name[:80]!r} needs either a code or a psk_file")
@@ -111,4 +119,4 @@ def _tenant(entry: Any, path: Path) -> Tenant:
         pairing = PairingCode.read(path.parent / Path(file).expanduser())
     else:
         pairing = PairingCode.parse(str(code))
-    return Tenant(name=name, weight=float(weight), psk=pairing.psk())
+    return Tenant(name=name, weight=float(weight), psk=pairing.psk(), highest=_CLASSES[highest])
