@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import time
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -691,7 +692,7 @@ def test_a_rebuild_shows_in_the_status_and_is_counted() -> None:
     assert world.metric("rebuilds_total", result="left") == 1.0
 
 
-@pytest.mark.parametrize(("stated_s", "least_ms", "most_ms"), [(0.0, 1000, 3600), (0.7, 700, 700)])
+@pytest.mark.parametrize(("stated_s", "least_ms", "most_ms"), [(0.0, 1000, 3600), (0.9, 300, 900)])
 def test_work_that_waited_too_long_comes_back_with_a_hint(stated_s: float, least_ms: int, most_ms: int) -> None:
     world, _ = busy_world()
     stream = world.stream()
@@ -701,3 +702,18 @@ def test_work_that_waited_too_long_comes_back_with_a_hint(stated_s: float, least
     error = last_error(stream)
     assert (error.code, error.scope, error.seq, error.resumable) == (ErrorCode.OVERLOADED, Scope.STEP, 1, True)
     assert least_ms <= error.retry_after_ms <= most_ms
+
+
+def test_works_that_became_too_old_together_do_not_come_back_together() -> None:
+    world = World(max_sessions=64, max_context=512)
+    stream = world.stream()
+    for number in range(1, 17):
+        world.table.receive(stream, long_open(number, handle=number))
+        world.table.receive(stream, prompt_frame(1, handle=number))
+    assert stream.codes() == []
+    for number in range(1, 17):
+        world.table.on_outcome(number, Failure(1, ErrorCode.OVERLOADED, "the step waited too long for its turn", 4.0))
+    hints_ms = sorted(frame.retry_after_ms for frame in stream.frames if isinstance(frame, Error))
+    assert len(hints_ms) == 16 and hints_ms[-1] <= 4000
+    assert hints_ms[-1] - hints_ms[0] > 2000
+    assert max(late - early for early, late in pairwise(hints_ms)) < 500

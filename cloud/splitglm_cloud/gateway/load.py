@@ -39,6 +39,7 @@ _CEILING: Final = 2.0
 """A tenant below its own share is let in until the queue is this many times what its class may fill."""
 _STUCK: Final = 1.25
 """The engine gives up work at ``max_wait_s``; if some is this much older, it does not even do that."""
+_MOST_JITTER: Final = 1.5
 _GOLDEN: Final = (math.sqrt(5.0) - 1.0) / 2.0
 
 
@@ -139,9 +140,13 @@ class LoadGate:
         """Whether a tenant has as many sessions as it may."""
         return self.sessions_of(owner.tenant) >= self.limits.max_sessions_per_tenant
 
-    def retry_after_s(self, *, nonce: int) -> float:
-        """When work that was let in and could not be done may be asked for again."""
-        return _busy("", self.queue_s, nonce).retry_after_s
+    def retry_after_s(self, *, nonce: int, most_s: float = 0.0) -> float:
+        """When work that was let in and could not be done may be asked for again.
+
+        Args:
+            most_s: what the engine said, 0 if nothing. Works that became too old together were all told the same.
+        """
+        return _busy("", most_s / _MOST_JITTER if most_s else self.queue_s, nonce).retry_after_s
 
     def hold(self, session: int, claim: Claim) -> None:
         """What ``session`` holds from now on, in place of what it held before."""
@@ -235,5 +240,5 @@ def _memory(stats: EngineStats) -> float:
 
 def _busy(text: str, wait_s: float, nonce: int) -> Refusal:
     # Multiples of the golden ratio fill an interval evenly, however many there are (Weyl's sequence).
-    jitter = 0.5 + nonce * _GOLDEN % 1.0
+    jitter = _MOST_JITTER - 1.0 + nonce * _GOLDEN % 1.0
     return Refusal(ErrorCode.OVERLOADED, text, min(LONGEST_RETRY_S, max(SHORTEST_RETRY_S, wait_s * jitter)))

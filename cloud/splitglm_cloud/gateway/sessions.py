@@ -165,9 +165,9 @@ class SessionTable:
         elif isinstance(outcome, Failure):
             held.watch.failed(outcome.code, self._clock())
             retry_after_s = outcome.retry_after_s
-            if outcome.code is ErrorCode.OVERLOADED and not retry_after_s:
+            if outcome.code is ErrorCode.OVERLOADED:
                 self._judged += 1
-                retry_after_s = self._gate.retry_after_s(nonce=self._judged)
+                retry_after_s = self._gate.retry_after_s(nonce=self._judged, most_s=retry_after_s)
             retry_after_ms = round(1000 * retry_after_s)
             self._act(held, held.session.on_failure(outcome.seq, outcome.code, outcome.text, retry_after_ms))
         else:
