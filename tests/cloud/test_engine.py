@@ -23,7 +23,7 @@ from engine_bench import (
 from splitglm_cloud.engine.events import Failure
 from splitglm_cloud.engine.kv_pages import PAGE_POSITIONS
 from splitglm_cloud.engine.runner import Runner
-from splitglm_cloud.engine.slots import MAX_WORK_ROWS
+from splitglm_cloud.engine.slots import MAX_WORK_ROWS, Run
 from splitglm_core.errors import InternalError
 from splitglm_core.plan import SplitPlan
 from splitglm_core.ranges import LayerRange
@@ -286,6 +286,19 @@ def test_a_token_waits_for_one_part_of_anothers_prompt_and_not_for_all_of_it(ben
     assert len(bench.tokens(2)) == 1 and bench.tokens(1) == []
     bench.run()
     assert len(bench.tokens(2)) == 3 and len(bench.tokens(1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "reply", "decode"),
+    [(1, Reply.TOKEN, True), (8, Reply.ALL_HIDDEN, True), (1, Reply.ACK, False), (8, Reply.ACK, False),
+     (9, Reply.TOKEN, False)],
+)  # fmt: skip
+def test_only_a_small_step_that_somebody_waits_for_is_decoding(rows: int, reply: Reply, decode: bool) -> None:
+    """A prompt cut into small pieces must not go before the prompts of others."""
+    run = Run(ids_step([1] * rows, reply=reply), 0.0)
+    assert run.decode is decode
+    run.generated = 1
+    assert run.decode
 
 
 def test_a_long_step_that_goes_wrong_in_its_second_part_is_one_failure(bench: Bench) -> None:

@@ -16,13 +16,14 @@ from splitglm_core.shapes import ModelShape
 from splitglm_glm.sampling import Sampler
 from splitglm_wire import codec
 from splitglm_wire.cloud import Configure
+from splitglm_wire.frames import Reply, Step
 from splitglm_wire.frames import Rows as RowsKind
-from splitglm_wire.frames import Step
 
 MAX_WORK_ROWS: Final = 256
 """A longer step is computed in parts of as many rows, so that others' tokens wait for one part and not for all."""
 DECODE_ROWS: Final = 8
-"""A step of so few rows (a token, or a token and its drafts) counts as decoding: somebody waits for its answer."""
+"""A step of so few rows (a token, or a token and its drafts) counts as decoding: somebody waits for its answer. One
+that is only acknowledged does not, or a prompt in small pieces would go before others' prompts."""
 
 
 @dataclass(slots=True)
@@ -60,7 +61,8 @@ class Run:
 
     @property
     def decode(self) -> bool:
-        return self.step.rows <= DECODE_ROWS or self.generated > 0
+        few = self.step.rows <= DECODE_ROWS and self.step.reply is not Reply.ACK
+        return few or self.generated > 0
 
     def times_us(self) -> tuple[int, int]:
         """Queue and compute time since they were last told: a device adds up the parts of a reply."""
