@@ -206,6 +206,16 @@ def test_a_first_record_that_does_not_open_ends_the_handshake(cloud: RunningClou
     assert client.refusal() == (grpc.StatusCode.ABORTED, service.PUBLIC_ERROR)
 
 
+def test_a_device_may_say_goodbye_before_it_has_asked_anything(
+    cloud: RunningCloud, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    client.shake_hands()
+    client.raw(client.established.channel.close())
+    client.half_close()
+    assert client.refusal() == (grpc.StatusCode.OK, "")
+    assert "stream closed" not in caplog.messages
+
+
 def test_an_oversize_message_never_reaches_the_service(cloud: RunningCloud, agent: Agent) -> None:
     client = Client(cloud, ("grpc.max_send_message_length", 64 << 20))
     with undisturbed(agent):

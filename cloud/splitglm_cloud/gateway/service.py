@@ -34,6 +34,7 @@ from splitglm_core.errors import (
 )
 from splitglm_security.admission import Admission
 from splitglm_security.channel import Channel, Kind
+from splitglm_security.channel import Opened as Record
 from splitglm_security.handshake import Established, Responder
 from splitglm_security.keys import NodeKey
 from splitglm_security.psk_ring import PskRing
@@ -146,7 +147,7 @@ class SplitService(split_pb2_grpc.SplitInferenceServicer):
     async def _serve(
         self,
         stream: DeviceStream,
-        first: bytes,
+        first: Record,
         requests: AsyncIterator[split_pb2.Sealed],
         context: grpc.aio.ServicerContext,
     ) -> tuple[grpc.StatusCode, str] | None:
@@ -186,7 +187,7 @@ class SplitService(split_pb2_grpc.SplitInferenceServicer):
         request_iterator: AsyncIterator[split_pb2.Sealed],
         context: grpc.aio.ServicerContext,
         places: ExitStack,
-    ) -> tuple[DeviceStream, bytes] | None:
+    ) -> tuple[DeviceStream, Record] | None:
         """The stream and its first record, proven to be the device's; None when the device holds another model.
 
         The stream's place is left to ``places``.
@@ -219,28 +220,30 @@ class SplitService(split_pb2_grpc.SplitInferenceServicer):
             owner = self._tenants.owner(number)
         else:
             owner = owner_by_address(peer, established.log_id)
-        return DeviceStream(established, Outbox(self._outboxes), owner), bytes(first.payload)
+        return DeviceStream(established, Outbox(self._outboxes), owner), first
 
-    async def _read(self, stream: DeviceStream, first: bytes, requests: AsyncIterator[split_pb2.Sealed]) -> None:
+    async def _read(self, stream: DeviceStream, first: Record, requests: AsyncIterator[split_pb2.Sealed]) -> None:
         """Hand frames to the table until the device says goodbye.
 
         Raises:
             SecurityError, ProtocolError: the device broke the rules.
             LinkError: the stream was cut off, or the device gave up (an alert): no goodbye came.
         """
-        self._table.receive(stream, framing.decode(first))
-        async for sealed in requests:
+        last = self._take(stream, first)
+        while not last and (sealed := await anext(requests, None)) is not None:
             record = sealed.frame
             self._metrics.wire_bytes.labels("up").inc(len(record))
-            opened = stream.channel.open(record)
-            if opened.kind in (Kind.FIN, Kind.ALERT):
-                break
-            if opened.kind is Kind.DATA:
-                started_s = time.perf_counter()
-                self._table.receive(stream, framing.decode(opened.payload))
-                self._metrics.stage.labels("open").observe(time.perf_counter() - started_s)
+            last = self._take(stream, stream.channel.open(record))
         try:
             stream.channel.finish()
         except SecurityError:
             # Not forged, only cut, as any broken network does it: its sessions wait for their device.
             raise LinkError("the stream ended without a goodbye") from None
+
+    def _take(self, stream: DeviceStream, record: Record) -> bool:
+        """Hand on the frame of a record, if it has one; whether nothing follows it."""
+        if record.kind is Kind.DATA:
+            started_s = time.perf_counter()
+            self._table.receive(stream, framing.decode(record.payload))
+            self._metrics.stage.labels("open").observe(time.perf_counter() - started_s)
+        return record.kind in (Kind.FIN, Kind.ALERT)
