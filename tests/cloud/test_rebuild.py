@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -273,6 +274,24 @@ def test_an_eviction_that_crosses_the_next_step_on_its_way_is_no_failure() -> No
     bench.settle()
     assert bench.tokens() == expected([1, 2, 3, 4], 2, configured())
     assert not any(isinstance(event, Failure) for event in bench.told[1])
+
+
+def test_an_echo_of_a_step_that_was_given_back_is_not_taken_for_the_same_step_sent_again() -> None:
+    """A device numbers its next step as the one that was refused, and the executor may still speak of that one."""
+    bench = Bench(budget_bytes=0)
+    bench.back.configure(1, configured(), Owner())
+    bench.back.submit(1, ids_step([1, 2, 3]))
+    bench.settle()
+    bench.executor.evict(1)
+    bench.back.submit(1, ids_step([4], seq=2, base=3, generate=2))
+    assert bench.deliver() and bench.told[1][-1] == Evicted(2)
+    bench.back.cut(1, 0)
+    bench.back.configure(1, configured(), Owner())
+    bench.back.submit(1, ids_step([1, 2, 3, 4], seq=2, generate=2))
+    bench.settle()
+    assert bench.tokens() == expected([1, 2, 3, 4], 2, configured())
+    assert not any(isinstance(event, Failure) for event in bench.told[1])
+    bench.check_empty()
 
 
 @pytest.mark.parametrize("code", [ErrorCode.OVERLOADED, ErrorCode.DEADLINE])
@@ -609,15 +628,16 @@ def test_the_wait_for_a_rebuild_is_told_as_waiting() -> None:
     assert [e.queue_us for e in bench.told[1] if isinstance(e, Output)][-2:] == [1_500_000, 0]
 
 
-def test_submissions_without_a_loss_go_through_untouched() -> None:
+def test_submissions_without_a_loss_go_through_with_a_number_of_their_own() -> None:
     rebuilder = Rebuilder(log=ReceivedLog(budget_bytes=1000, hidden=HIDDEN), clock=ManualClock())
     (order,) = rebuilder.configure(1, configured(), Owner("ann")).orders
     assert (order.action, order.owner) == (configured(), Owner("ann"))
     step = ids_step([1, 2], seq=7, generate=1)
-    assert [order.action for order in rebuilder.submit(1, step).orders] == [Submit(step)]
-    output = Output(7, 1, bytes(4), True, 3, 4)
-    assert rebuilder.on_event(1, output).events == [(1, output)]
+    assert [order.action for order in rebuilder.submit(1, step).orders] == [Submit(replace(step, seq=FIRST_NUMBER))]
     assert rebuilder.on_event(1, Output(7, 1, bytes(4), True)).events == []
+    output = Output(FIRST_NUMBER, 1, bytes(4), True, 3, 4)
+    assert rebuilder.on_event(1, output).events == [(1, Output(7, 1, bytes(4), True, 3, 4))]
+    assert rebuilder.on_event(1, output).events == []
     assert rebuilder.on_event(2, output).events == []
     assert rebuilder.submit(2, step).events[0][1] == Failure(
         7, ErrorCode.INTERNAL, "the session cannot take this step now"

@@ -6,8 +6,8 @@ session is rebuilt in front of its next step, a running one at once. Of a step t
 delivered are inputs of the rebuilt part, so what the sessions see is exactly the continuation. Where the log does not
 reach, ``Evicted`` goes up: then only the device can rebuild.
 
-Every submission of a rebuild has a number of its own, beyond those of the wire's steps; events of any other number
-than the awaited one are echoes of what was given up.
+Every submission has a number of its own, beyond those of the wire's steps, which a device uses again for what was
+refused; events of any other number than the awaited one are echoes of what was given up.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ class Rebuilder:
         elif self._is_suspect(held) or (not held.held and step.base):
             self._ask(session, held, run)
         elif held.held:
-            run.number, run.final, run.at = step.seq, True, step.base
-            self._order(session, Submit(step))
+            run.number, run.final, run.at = next(self._numbers), True, step.base
+            self._order(session, Submit(replace(step, seq=run.number)))
         else:
             self._advance(session, held, run, at=0)
         return self._done()
@@ -261,9 +261,8 @@ class Rebuilder:
     def _deliver(self, session: int, held: _Session, run: Run, output: Output) -> None:
         self._turns.leave(session)
         held.losses = 0
-        if run.number != run.step.seq:
-            output = replace(output, seq=run.step.seq, queue_us=output.queue_us + run.waited_us)
-            run.waited_us = 0
+        output = replace(output, seq=run.step.seq, queue_us=output.queue_us + run.waited_us)
+        run.waited_us = 0
         if run.step.reply is Reply.TOKEN and output.rows:
             run.tokens.append(int.from_bytes(output.payload, "little"))
         self._tell(session, output)
