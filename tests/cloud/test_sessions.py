@@ -183,6 +183,19 @@ def test_the_newest_fence_owns_the_session() -> None:
     assert len(world.table) == 1
 
 
+def test_an_open_of_the_past_changes_nothing_and_counts_as_refused() -> None:
+    world = World(max_context=512)
+    stream = world.stream()
+    world.table.receive(stream, open_frame(1, fence=3))
+    late = replace(open_frame(1, fence=3), criticality=Criticality.SHEDDABLE, generated=(7,), request=9)
+    world.table.receive(stream, late)
+    assert stream.codes() == [ErrorCode.FENCED] and last_error(stream).fence == 3
+    (held,) = world.table._by_key.values()
+    assert (held.criticality, held.under_way, held.request) == (Criticality.CRITICAL, False, 1)
+    assert world.metric("opens_total", **{"class": "critical", "outcome": "ok"}) == 1
+    assert world.metric("opens_total", **{"class": "sheddable", "outcome": "refused"}) == 1
+
+
 def test_one_handle_names_one_session() -> None:
     """Otherwise the first session would be held for ever: no stream would own it and no sweep would find it."""
     world = World(ttl_s=1.0)

@@ -229,10 +229,10 @@ class SessionTable:
             held = Held(key, session, stream, frame.handle, stream.owner, watch, self._clock())
             self._by_id[frame.session_id] = self._by_key[held.key] = held
             self._metrics.sessions.set(len(self._by_id))
+        elif frame.fence <= held.session.newest_fence:
+            self._refuse(stream, frame, _TAKEN)
+            return
         elif held.stream is not stream or held.handle != frame.handle:
-            if frame.fence <= held.session.newest_fence:
-                self._refuse(stream, frame, _TAKEN)
-                return
             self._rebind(held, stream, frame.handle)
         held.asked_for(frame)
         handles[frame.handle] = held
