@@ -38,7 +38,7 @@ class Submit:
 
 @dataclass(frozen=True, slots=True)
 class Abort:
-    """Stop generating after the current token; the step still ends with a last output."""
+    """Stop generating, at the latest after the current token; the step still ends with a last output."""
 
     seq: int
 

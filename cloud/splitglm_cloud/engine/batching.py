@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from splitglm_cloud.engine.runner import Rider, Rows, Runner
 from splitglm_cloud.engine.slots import Run, Slot
 from splitglm_core.ranges import LayerRange
+from splitglm_wire import codec
+from splitglm_wire.frames import Reply
 
 Aboard = tuple[Slot, Run]
 
@@ -43,6 +45,15 @@ def head(runner: Runner, alighted: Sequence[Aboard]) -> list[tuple[Slot, NDArray
         logits.update((slot.key, row) for (slot, _), row in zip(some, rows, strict=True))
 
     return [(slot, error or logits[slot.key]) for slot, error in _each(once, alighted)]
+
+
+def answer(runner: Runner, slot: Slot, run: Run) -> tuple[int, bytes]:
+    """How many rows a finished step answers with, and these rows in wire form."""
+    if run.step.reply is Reply.ACK:
+        return 0, b""
+    last = run.step.reply is Reply.LAST_HIDDEN
+    rows = runner.alight(run.rows[-1:]) if last else np.concatenate(run.outputs)
+    return len(rows), codec.encode(rows, slot.config.plan.codec, base=slot.cache.length - len(rows))
 
 
 def _each(once: Callable[[Sequence[Aboard]], None], everybody: Sequence[Aboard]) -> list[tuple[Slot, Exception | None]]:

@@ -28,13 +28,12 @@ from splitglm_cloud.engine.kv_pages import KvPages
 from splitglm_cloud.engine.meter import Meter
 from splitglm_cloud.engine.residency import Residency, Room
 from splitglm_cloud.engine.runner import Runner
-from splitglm_cloud.engine.slots import Run, Slot, decoded
+from splitglm_cloud.engine.slots import Run, Slot, decoded, latest_s, work_of
 from splitglm_cloud.engine.stats import EngineStats
 from splitglm_cloud.engine.work import Segment, Work
 from splitglm_core.clock import Clock
 from splitglm_core.ranges import LayerRange
 from splitglm_glm.sampling import Sampler
-from splitglm_wire import codec
 from splitglm_wire.cloud import Configure, Output
 from splitglm_wire.frames import ErrorCode, Reply, Step
 from splitglm_wire.frames import Rows as RowsKind
@@ -208,25 +207,7 @@ class Engine:
         self._queue(slot, run, run.offered_s)
 
     def _queue(self, slot: Slot, run: Run, now_s: float) -> None:
-        self._carousel.add(
-            Work(
-                session=slot.key,
-                seq=run.step.seq,
-                layers=slot.cache.layers,
-                base=slot.cache.length,
-                rows=run.next_rows,
-                decode=run.decode,
-                tenant=slot.owner.tenant,
-                weight=slot.owner.weight,
-                criticality=slot.config.criticality,
-                deadline_s=self._latest_s(slot, run),
-            ),
-            now_s,
-        )
-
-    def _latest_s(self, slot: Slot, run: Run) -> float:
-        """When the step is given up. What was begun is finished; only what nobody has begun may be too old."""
-        return slot.deadline_s if run.done else min(slot.deadline_s, run.offered_s + self._max_wait_s)
+        self._carousel.add(work_of(slot, run, latest_s(slot, run, self._max_wait_s)), now_s)
 
     def _board(self, segment: Segment, now_s: float) -> list[Aboard]:
         """Those who ride the segment. Prepares the rows of those who board, and sends away whoever cannot."""
@@ -273,7 +254,7 @@ class Engine:
         run = slot.run
         if run is None:  # it had to make room for one before it
             return
-        if now_s > self._latest_s(slot, run):
+        if now_s > latest_s(slot, run, self._max_wait_s):
             self._expire(slot, now_s)
         elif self._hold(slot, run, slot.cache.length + run.next_rows, now_s):
             self._queue(slot, run, now_s)
@@ -311,17 +292,12 @@ class Engine:
             self._sample(sampling)
 
     def _answer(self, slot: Slot, run: Run) -> None:
-        step, payload, count = run.step, b"", 0
         try:
-            if step.reply is not Reply.ACK:
-                last = step.reply is Reply.LAST_HIDDEN
-                rows = self._runner.alight(run.rows[-1:]) if last else np.concatenate(run.outputs)
-                count = len(rows)
-                payload = codec.encode(rows, slot.config.plan.codec, base=slot.cache.length - count)
+            count, payload = batching.answer(self._runner, slot, run)
         except Exception as error:
             self._fail(slot, error)
             return
-        self._settle(slot, Output(step.seq, count, payload, True, *run.times_us()))
+        self._settle(slot, Output(run.step.seq, count, payload, True, *run.times_us()))
 
     def _sample(self, alighted: Sequence[Aboard]) -> None:
         """One pass of the head for all; then each its own token."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from splitglm_cloud.engine.events import Owner
 from splitglm_cloud.engine.runner import Cache, Hidden, Rows
+from splitglm_cloud.engine.work import Work
 from splitglm_core.errors import BadTensor
 from splitglm_core.plan import Codec
 from splitglm_core.shapes import ModelShape
@@ -90,6 +91,27 @@ class Slot:
     used_s: float
     run: Run | None = None
     next_ids: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+
+
+def latest_s(slot: Slot, run: Run, max_wait_s: float) -> float:
+    """When a step is given up. What was begun is finished; only what nobody has begun may be too old."""
+    return slot.deadline_s if run.done else min(slot.deadline_s, run.offered_s + max_wait_s)
+
+
+def work_of(slot: Slot, run: Run, deadline_s: float) -> Work:
+    """The next part of a session's step, or its next token, as the scheduler sees it."""
+    return Work(
+        session=slot.key,
+        seq=run.step.seq,
+        layers=slot.cache.layers,
+        base=slot.cache.length,
+        rows=run.next_rows,
+        decode=run.decode,
+        tenant=slot.owner.tenant,
+        weight=slot.owner.weight,
+        criticality=slot.config.criticality,
+        deadline_s=deadline_s,
+    )
 
 
 def decoded(step: Step, coded: Codec, shape: ModelShape) -> NDArray[Any]:
