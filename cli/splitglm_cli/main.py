@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Final, NoReturn
 
 from splitglm_cli.invocation import Invocation
-from splitglm_core.errors import DeviceError, SplitGlmError, StorageFull, status_of
+from splitglm_core.errors import DeviceError, InputError, SplitGlmError, StorageFull, status_of
 from splitglm_glm.huge_pages import relaunch_with_huge_pages
 
 PROGRAM: Final = "splitglm"
@@ -98,6 +98,8 @@ def as_ours(error: BaseException) -> SplitGlmError | None:
             return StorageFull(f"the disk is full{_where(error)}", "free some space, then run the same command again")
         if error.errno is not None:
             return DeviceError(f"{error.strerror}{_where(error)}", "check path and permissions")
+    if isinstance(error, RuntimeError) and str(error).startswith("Could not determine home directory"):
+        return InputError("a path begins with ~ and a name that no user of this machine has", "write the whole path")
     if isinstance(error, MemoryError):
         return DeviceError("this machine has not enough memory", "use --precision int4, or a smaller --context")
     if isinstance(error, ModuleNotFoundError):

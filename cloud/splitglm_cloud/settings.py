@@ -228,6 +228,6 @@ def is_loopback(host: str) -> bool:
 def _is_web_address(url: str) -> bool:
     try:
         parts = urlsplit(url)
-    except ValueError:
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # also a port out of range
         return False
-    return parts.scheme in ("http", "https") and bool(parts.hostname)

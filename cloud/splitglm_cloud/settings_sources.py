@@ -123,6 +123,8 @@ def _toml(file: Path) -> dict[str, Any]:
         return tomllib.loads(data.decode("utf-8"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{file} is not TOML: {error}", "see deploy/cloud.example.toml") from None
+    except RecursionError:
+        raise InputError(f"{file} is nested too deeply", "see deploy/cloud.example.toml") from None
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:

@@ -240,7 +240,7 @@ _PARSERS: Final[dict[str, Callable[[str], Any]]] = {
     "size": _size,
     "real": _real,
     "text": lambda text: text or None,
-    "path": lambda text: Path(text).expanduser() if text else None,
+    "path": lambda text: Path(text).expanduser() if text and "\0" not in text else None,
     "precision": _precision,
     "layers": parse_layers,
     "pairing": _pairing,

@@ -54,6 +54,8 @@ def read_private(path: Path, limit_bytes: int) -> bytes | None:
         return None
     except OSError as error:
         raise _failed("read", path, error) from None
+    except ValueError:  # a zero byte in it
+        raise DeviceError(f"{str(path)!r} is not a path") from None
     if len(data) > limit_bytes:
         raise DeviceError(f"{path} is larger than {limit_bytes} bytes")
     return data

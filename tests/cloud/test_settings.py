@@ -134,6 +134,8 @@ def test_a_setting_of_the_cloud_wins_over_the_variable_that_other_verbs_share() 
         ('runner = "jax"', "onnx"),
         ("layers = [1, 2]", "10:30"),
         ("a = ", "not TOML"),
+        ("a = " + "[" * 30_000, "nested"),
+        ('key_file = "a\\u0000b"', "a path"),
         ("[cloud]\nlisten = 'x'", "unknown key 'cloud'"),
     ],
 )
@@ -170,6 +172,7 @@ def test_a_file_that_is_missing_or_too_large_is_refused(tmp_path: Path) -> None:
         {"kv_admit_watermark": 0.95}, {"executor": "inline", "workers": 2}, {"otlp_endpoint": "collector:4318"},
         {"executor": "ray"}, {"torch_dtype": "float8"}, {"sweep_rows": 31}, {"metrics_port": 65536},
         {"prefill_rows_beside_decode": 15}, {"otlp_endpoint": "http://name:word@collector:4318"},
+        {"otlp_endpoint": "http://collector:99999"}, {"otlp_endpoint": "http://[::1"},
         {"max_queue_s": float("inf")},
     ],
 )  # fmt: skip
@@ -228,6 +231,13 @@ def test_numbers_without_end_are_refused_in_one_line() -> None:
             KNOWN[name].from_text(text)
     with pytest.raises(InputError):
         CloudSettings(model="m", listen="127.0.0.1:" + "9" * 5000)
+
+
+@pytest.mark.parametrize("flag", ["--key-file", "--psk-file", "--tenants-file", "--config"])
+def test_the_home_of_nobody_is_one_clear_line(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cloud", "config", "m", flag, "~nobody-has-this-name/file"]) == 64
+    said = capsys.readouterr().err
+    assert "~" in said and "internal" not in said and len(said.splitlines()) == 1
 
 
 def test_paths_in_a_file_are_relative_to_it(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def test_tenants_come_from_a_file_of_names_weights_and_codes(tmp_path: Path) -> 
         ("[tenant]\nname = 'a'", "something else"),
         ("[[tenant]]\nname = 'a'\ncode = 'CODE'\n[other]", "something else"),
         ("[[tenant]", "not a TOML file"),
+        ("tenant = " + "[" * 30_000, "not a TOML file"),
         ("[[tenant]]\ncode = 'CODE'", "no name"),
         ("[[tenant]]\nname = 3", "no name"),
         ("[[tenant]]\nname = 'a'", "either a code or a psk_file"),
@@ -79,6 +80,11 @@ def test_a_file_that_others_can_read_or_that_is_missing_is_refused(tmp_path: Pat
         Tenants.load(file)
     with pytest.raises(DeviceError, match="no pairing file"):
         Tenants.load(write(tmp_path / "b.toml", "[[tenant]]\nname = 'a'\npsk_file = 'absent'"))
+
+
+def test_a_pairing_file_with_a_zero_byte_in_its_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match="not a path"):
+        Tenants.load(write(tmp_path / "tenants.toml", "[[tenant]]\nname = 'a'\npsk_file = \"a\\u0000b\"\n"))
 
 
 def test_a_tenants_key_is_not_shown() -> None:

@@ -86,7 +86,7 @@ class Tenants:
             raise DeviceError(f"there is no tenants file {path}")
         try:
             document = tomllib.loads(data.decode("utf-8"))
-        except (UnicodeDecodeError, tomllib.TOMLDecodeError):
+        except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError):
             raise InputError(f"{path} is not a TOML file", "see `splitglm cloud serve --help`") from None
         entries = document.get("tenant")
         if set(document) != {"tenant"} or not isinstance(entries, list) or not entries:
