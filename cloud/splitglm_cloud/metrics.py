@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 from splitglm_cloud.engine_metrics import EngineMetrics
 from splitglm_core import telemetry as names
 from splitglm_core.criticality import Criticality
+from splitglm_wire.frames import ErrorCode
 
 METRICS_HOST = "127.0.0.1"
 _SECONDS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -70,6 +71,14 @@ class Metrics:
                 self.opens.labels(class_label(criticality), outcome)
         for result in names.REBUILD_RESULTS:
             self.rebuilds.labels(result)
+        for result in names.HANDSHAKE_RESULTS:
+            self.handshakes.labels(result)
+        for code in ErrorCode:
+            self.errors.labels(code.name)
+        for kind in names.TOKEN_KINDS:
+            self.tokens.labels(kind)
+        for direction in ("up", "down"):
+            self.wire_bytes.labels(direction)
         self.engine = EngineMetrics()
         r.register(self.engine)
 

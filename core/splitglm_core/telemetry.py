@@ -13,7 +13,7 @@ STREAMS_OPEN: Final = PREFIX + "streams_open"
 # Gateway, counters
 STEPS_TOTAL: Final = PREFIX + "steps_total"  # labels class, outcome, below
 OPENS_TOTAL: Final = PREFIX + "opens_total"  # labels class, outcome, below
-HANDSHAKES_TOTAL: Final = PREFIX + "handshakes_total"  # label result
+HANDSHAKES_TOTAL: Final = PREFIX + "handshakes_total"  # label result, below
 ERRORS_TOTAL: Final = PREFIX + "errors_total"  # label code
 TOKENS_TOTAL: Final = PREFIX + "tokens_total"  # label kind = prefill | generated
 WIRE_BYTES_TOTAL: Final = PREFIX + "wire_bytes_total"  # label direction = up | down
@@ -51,6 +51,8 @@ STAGES: Final = ("open", "queue", "back", "seal")
 """Of a step in the cloud: unseal and take, wait for a sweep, compute its layers (and head), seal the reply."""
 STEP_OUTCOMES: Final = ("ok", "failed", "refused", "lost")
 OPEN_OUTCOMES: Final = ("ok", "refused")
+HANDSHAKE_RESULTS: Final = ("ok", "failed", "busy", "version", "model")
+TOKEN_KINDS: Final = ("prefill", "generated")
 REBUILD_RESULTS: Final = ("ok", "failed", "left")
 WORKER_STATES: Final = ("starting", "ready", "stopping", "ending", "down")
 

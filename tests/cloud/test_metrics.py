@@ -208,3 +208,18 @@ def test_every_declared_name_is_on_the_page_of_a_server_that_has_done_nothing() 
     declared = [value for key, value in vars(names).items() if key.isupper() and isinstance(value, str)]
     assert [name for name in declared if name not in page] == []
     assert 'outcome="refused"} 0.0' in page
+
+
+def test_every_counter_is_there_before_it_counts() -> None:
+    # A rate sees nothing of a counter's first appearance: an error that comes once would never be seen.
+    page = generate_latest(Metrics().registry).decode()
+    wanted = {
+        names.HANDSHAKES_TOTAL: [("result", result) for result in names.HANDSHAKE_RESULTS],
+        names.ERRORS_TOTAL: [("code", code.name) for code in ErrorCode],
+        names.TOKENS_TOTAL: [("kind", kind) for kind in names.TOKEN_KINDS],
+        names.WIRE_BYTES_TOTAL: [("direction", "up"), ("direction", "down")],
+        names.REBUILDS_TOTAL: [("result", result) for result in names.REBUILD_RESULTS],
+    }
+    for name, labels in wanted.items():
+        for label, value in labels:
+            assert f'{name}{{{label}="{value}"}} 0.0' in page

@@ -85,6 +85,20 @@ def test_an_expression_asks_for_metrics_and_labels_that_exist(expression: str) -
             assert set(label.replace(" ", "").split(",")) <= labels, (name, label)
 
 
+KINDS = {family.name: family.type for family in text_string_to_metric_families(live_page())}
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_rates_are_of_counters_and_levels_of_gauges(expression: str) -> None:
+    rated = re.findall(r"\b(?:rate|increase)\((splitglm_\w+)", expression)
+    for name, _ in selections(expression):
+        counts = name.endswith(("_total", "_bucket", "_sum", "_count"))
+        assert KINDS[re.sub(r"_(total|bucket|sum|count)$", "", name)] in (
+            ("counter", "histogram") if counts else ("gauge",)
+        )
+        assert (name in rated) is counts
+
+
 def test_every_metric_is_drawn_or_alerted_on() -> None:
     used = {re.sub(r"_(bucket|sum|count)$", "", name) for text in EXPRESSIONS for name, _ in selections(text)}
     assert NAMES - used == set()
