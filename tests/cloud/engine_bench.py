@@ -29,6 +29,7 @@ SPLIT = SplitPlan(layers=LAYERS, s=1, t=LAYERS, head=HeadSide.CLOUD, codec=Codec
 USHAPE = SplitPlan(layers=LAYERS, s=1, t=3, head=HeadSide.DEVICE, codec=Codec.FP32)
 PROMPT = [int(i) for i in np.random.default_rng(0).integers(0, 256, 21)]
 POOL_PAGES = 4096
+OWNER = Owner()
 
 
 class HandClock:
@@ -76,9 +77,11 @@ class Bench:
     def _emit(self, session: int, event: Event) -> None:
         self.results.setdefault(session, []).append(event)
 
-    def configure(self, session: int, plan: SplitPlan, sampling: SamplingParams = SAMPLED, **other: Any) -> None:
+    def configure(
+        self, session: int, plan: SplitPlan, sampling: SamplingParams = SAMPLED, owner: Owner = OWNER, **other: Any
+    ) -> None:
         values = {"generated": (), "stop_ids": (), "context": CONTEXT, "keep": 0, "deadline_ms": 0} | other
-        self.engine.configure(session, Configure(plan=plan, sampling=sampling, **values), Owner())
+        self.engine.configure(session, Configure(plan=plan, sampling=sampling, **values), owner)
 
     def run(self) -> None:
         while self.engine.turn():

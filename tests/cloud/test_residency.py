@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from engine_bench import CLOUD, LAYERS, PROMPT, Bench, Kind, ids_step
 
-from splitglm_cloud.engine.events import Evicted, Failure
+from splitglm_cloud.engine.events import Evicted, Failure, Owner
 from splitglm_cloud.engine.kv_pages import PAGE_POSITIONS
 from splitglm_cloud.engine.residency import RECENT_S
 from splitglm_core.criticality import Criticality
@@ -231,3 +231,43 @@ def test_many_sessions_in_a_pool_for_few_all_finish_with_their_own_tokens(kind: 
             break
     assert {session: bench.tokens(session) for session in prompts} == wanted
     assert bench.engine.stats().preemptions > 0
+
+
+def test_a_tenant_gets_its_share_of_memory_from_one_that_holds_more(kind: Kind) -> None:
+    """Q2: older sessions of one tenant do not keep all others out of memory."""
+    bench = Bench(kind, pages=8 * LAYERS)
+    for session in range(1, 9):
+        bench.configure(session, CLOUD, owner=Owner("greedy"))
+        bench.engine.submit(session, ids_step(PROMPT, generate=40))
+    bench.configure(9, CLOUD, owner=Owner("small"))
+    bench.engine.turn()
+    bench.engine.submit(9, ids_step(PROMPT, generate=2))
+    for _ in range(6):
+        bench.engine.turn()
+    assert bench.tokens(9) == bench.expected_tokens(PROMPT, 2)
+    assert [session for session in range(1, 9) if Evicted(1) in bench.results[session]] == [8]  # their youngest
+
+
+@pytest.mark.parametrize("weight", [0.2, 1.0, 5.0])
+def test_tenants_at_work_never_evict_each_other_in_turn(kind: Kind, weight: float) -> None:
+    """Rebuilt at once whenever they are evicted: each session may lose its pages a few times, not for ever."""
+    bench = Bench(kind, pages=6 * LAYERS)
+    owners = {session: Owner("ab"[session % 2], weight if session % 2 else 1.0) for session in range(7)}
+    for session, owner in owners.items():
+        bench.configure(session, CLOUD, owner=owner)
+        bench.engine.submit(session, ids_step([*PROMPT, session] * 2, generate=40))
+    rebuilt = 0
+    for _ in range(4000):
+        if not bench.engine.turn():
+            bench.clock.time_s += RECENT_S
+        for session in owners:
+            if bench.results.get(session) and isinstance(event := bench.last(session), Evicted) and event.seq:
+                done = bench.tokens(session)
+                rebuilt += 1
+                bench.results[session].append(Output(0, 0, b"", False))
+                bench.configure(session, CLOUD, owner=owners[session], generated=tuple(done))
+                bench.engine.submit(session, ids_step([*[*PROMPT, session] * 2, *done], generate=40 - len(done)))
+        if all(len(bench.tokens(session)) == 40 for session in owners):
+            break
+    assert all(len(bench.tokens(session)) == 40 for session in owners)
+    assert 0 < rebuilt < 30

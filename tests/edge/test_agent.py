@@ -164,12 +164,22 @@ def test_a_cloud_that_drains_is_left_for_the_device(model: Path, home: Path, ask
 def test_a_full_cloud_is_an_overload_error_that_says_when_to_come_back(model: Path, home: Path, ask: Ask) -> None:
     from splitglm_core.errors import Overloaded
 
-    page = 64 * load_config(model).shape.kv_bytes_per_token(layers=1)
-    with running_cloud(model, home, kv_budget_bytes=page) as cloud, open_agent(model, home, cloud) as agent:
+    with running_cloud(model, home, max_sessions=1) as cloud, open_agent(model, home, cloud) as agent:
+        talk = agent.new_conversation()
+        ask(agent, "split", conversation=talk).result()  # stays attached: the only place is taken
         with pytest.raises(Overloaded) as error:
             ask(agent, "split").result()
         assert error.value.retry_after_s is not None
-        assert cloud.server.executor.stats().kv_used_bytes == 0
+        agent.end_conversation(talk)
+
+
+def test_a_cloud_serves_no_longer_context_than_its_memory_holds(model: Path, home: Path, ask: Ask) -> None:
+    shape = load_config(model).shape
+    page = 64 * shape.kv_bytes_per_token(layers=shape.layers)
+    with running_cloud(model, home, kv_budget_bytes=page) as cloud, open_agent(model, home, cloud) as agent:
+        assert cloud.server.manifest.max_context == 64
+        with pytest.raises(PromptTooLong, match="64 positions that the cloud serves"):
+            ask(agent, "split").result()
 
 
 @pytest.mark.parametrize("arm", ["device", "cloud", "split", "ushape"])

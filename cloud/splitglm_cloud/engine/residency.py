@@ -1,14 +1,17 @@
 """Whose keys and values are in memory: pages for those who work, eviction of those who can be rebuilt.
 
 When pages run short, idle sessions lose theirs first, the least critical and longest unused before the others; then
-sessions at work that are less critical or younger than the one in need. Between sessions at work there is thus one
-order, so two can never evict each other in turn, and the oldest always progresses. A session used a moment ago counts
-as being at work: its device is about to send its next token. Who finds no room waits, holding what it has.
+sessions at work that are less critical, or of the same tenant and younger, or of a tenant that holds more for its
+weight than the one in need would then hold; or simply younger, unless their tenant could take the pages back for that
+reason. So two can never evict each other in turn, and the oldest session of a tenant always progresses. A session used
+a moment ago counts as being at work: its device is about to send its next token. Who finds no room waits, holding what
+it has.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from enum import Enum
 from typing import Final
@@ -106,16 +109,37 @@ class Residency:
         """Whose going gives ``missing_pages``; nobody when all of them together would not."""
         others = [slot for slot in self._slots.values() if slot is not needy and self._pages.held(slot.key)]
         idle = [slot for slot in others if slot.run is None and now_s - slot.used_s > RECENT_S]
-        idle.sort(key=lambda slot: (-slot.config.criticality, slot.used_s, slot.born))
+        idle.sort(key=lambda slot: (slot.config.criticality, -slot.used_s, -slot.born))
         busy = [slot for slot in others if slot.run is not None or now_s - slot.used_s <= RECENT_S]
-        busy = sorted((slot for slot in busy if _importance(slot) > _importance(needy)), key=_importance, reverse=True)
+        of_tenant: Counter[str] = Counter()
+        for slot in (*others, needy):
+            of_tenant[slot.owner.tenant] += self._pages.held(slot.key)
         chosen: list[Slot] = []
-        for slot in (*idle, *busy):
-            if missing_pages <= 0:
-                break
-            chosen.append(slot)
-            missing_pages -= self._pages.held(slot.key)
-        return chosen if missing_pages <= 0 else []
+        while missing_pages > 0:
+            if idle:
+                victim = idle.pop()
+            else:
+                rivals = [slot for slot in busy if self._gives_way(slot, needy, missing_pages, of_tenant)]
+                if not rivals:
+                    return []
+                victim = max(rivals, key=_importance)
+                busy.remove(victim)
+            chosen.append(victim)
+            of_tenant[victim.owner.tenant] -= self._pages.held(victim.key)
+            missing_pages -= self._pages.held(victim.key)
+        return chosen
+
+    def _gives_way(self, slot: Slot, needy: Slot, missing_pages: int, of_tenant: Counter[str]) -> bool:
+        """Whether a session at work loses its pages to ``needy``; ``of_tenant`` counts the pages of all."""
+        if slot.config.criticality != needy.config.criticality:
+            return slot.config.criticality > needy.config.criticality
+        if slot.owner.tenant == needy.owner.tenant:
+            return slot.born > needy.born
+        theirs, mine = of_tenant[slot.owner.tenant], of_tenant[needy.owner.tenant]
+        if (theirs - self._pages.held(slot.key)) / slot.owner.weight >= (mine + missing_pages) / needy.owner.weight:
+            return True
+        could_take_it_back = (mine - self._pages.held(needy.key)) / needy.owner.weight >= theirs / slot.owner.weight
+        return slot.born > needy.born and not could_take_it_back
 
 
 def _importance(slot: Slot) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from splitglm_cloud.engine.alone import Alone
 from splitglm_cloud.engine.carousel import Carousel, SweepLimits
 from splitglm_cloud.engine.engine import Engine
 from splitglm_cloud.engine.events import Emit
-from splitglm_cloud.engine.kv_pages import KvPages
+from splitglm_cloud.engine.kv_pages import PAGE_POSITIONS, KvPages
 from splitglm_cloud.engine.profile import measure_cloud
 from splitglm_cloud.engine.runner import Runner
 from splitglm_cloud.execution.facts import EngineFacts, EngineSpec
@@ -71,8 +71,12 @@ def build(spec: EngineSpec, progress: Progress | None = None) -> Built:
     runner = _make_runner(spec, checkpoint, layers, embedding, head, store, progress)
     one = shape.kv_bytes_per_token(layers=1, bytes_per_value=kv_value_bytes(spec, runner.name))
     pages = KvPages.for_budget(spec.kv_budget_bytes, one)
-    if not pages.total:
-        raise InputError(f"{spec.kv_budget_bytes} bytes hold no page of keys and values", "raise the KV budget")
+    room = pages.total // len(layers) * PAGE_POSITIONS
+    if not room:
+        raise InputError(
+            f"{spec.kv_budget_bytes} bytes hold no session's keys and values",
+            f"give at least {len(layers) * pages.page_bytes}",
+        )
     codecs = tuple(Codec)
     if spec.profile:
         profile = CloudProfile.from_json(spec.profile)
@@ -95,7 +99,7 @@ def build(spec: EngineSpec, progress: Progress | None = None) -> Built:
         head=head,
         precision=spec.precision if spec.runner == "onnx" else Precision.FP32,
         codecs=codecs,
-        max_context=min(spec.max_context or MAX_CONTEXT, shape.max_positions),
+        max_context=min(spec.max_context or MAX_CONTEXT, shape.max_positions, room),
         profile=profile.to_json(),
         batch_s=expected_batch_s(profile, limits),
     )
