@@ -8,7 +8,7 @@ from typing import Final
 from splitglm_cloud.engine.stats import EngineStats
 from splitglm_cloud.execution.workers import Worker, WorkerState
 
-HEALTHY_S: Final = 60.0
+HEALTHY_S: Final = 10.0
 """After a worker that served for so long, the next one need not wait."""
 
 
@@ -30,7 +30,7 @@ class Supervision:
     patience_s: float = 10.0
     window_s: float = 300.0
     first_pause_s: float = 0.1
-    longest_pause_s: float = 30.0
+    longest_pause_s: float = 10.0
 
 
 @dataclass(slots=True)
