@@ -49,6 +49,10 @@ class Metrics:
             registry=r,
         )
         self.stage = Histogram(names.STAGE_SECONDS, "Seconds by stage", ["stage"], buckets=_SECONDS, registry=r)
+        # Of what is counted for every step, the children are kept: finding one takes longer than counting.
+        self.in_stage = {stage: self.stage.labels(stage) for stage in names.STAGES}
+        self.bytes_up, self.bytes_down = (self.wire_bytes.labels(direction) for direction in ("up", "down"))
+        self.generated = self.tokens.labels("generated")
         self.first_token = Histogram(
             names.TIME_TO_FIRST_TOKEN_SECONDS,
             "From a reply's first step to its first answer, as the cloud sees it",

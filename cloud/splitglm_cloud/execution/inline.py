@@ -45,6 +45,7 @@ class InlineExecutor:
         self._engine = build(emit)
         self._stats = self._engine.stats()
         self._stats_s = 0.0
+        self._told = True  # the statistics are of the last batch
         self._commands: queue.SimpleQueue[Callable[[Engine], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._loop, name="splitglm-engine", daemon=True)
 
@@ -95,6 +96,8 @@ class InlineExecutor:
         """
         until_s = math.inf
         timeout_s = PARKED_PERIOD_S if self._engine.parked else None
+        if wait and not self._told:
+            timeout_s = STATS_PERIOD_S
         while time.monotonic() < until_s:
             try:
                 command = self._commands.get(block=wait, timeout=timeout_s if wait else None)
@@ -117,7 +120,9 @@ class InlineExecutor:
         try:
             more = self._engine.turn()
             now_s = time.monotonic()
-            if not more or now_s - self._stats_s >= STATS_PERIOD_S:
+            # With one device the engine falls idle after every token: then this can wait until it stays idle.
+            self._told = now_s - self._stats_s >= STATS_PERIOD_S
+            if self._told:
                 self._stats, self._stats_s = self._engine.stats(), now_s
             return more
         except Exception:

@@ -131,8 +131,8 @@ class ReplyWatch:
     def answered(self, output: Output, now_s: float) -> None:
         """A part of the running step's answer."""
         queue_s, back_s = output.queue_us * 1e-6, output.compute_us * 1e-6
-        self._metrics.stage.labels("queue").observe(queue_s)
-        self._metrics.stage.labels("back").observe(back_s)
+        self._metrics.in_stage["queue"].observe(queue_s)
+        self._metrics.in_stage["back"].observe(back_s)
         reply, step_s = self._reply, self._step_s
         if reply is None or step_s is None:
             return

@@ -82,8 +82,8 @@ class DeviceStream:
             self._opened |= begins_reply
             started_s = time.perf_counter()
             record = self.channel.seal(data)
-            metrics.stage.labels("seal").observe(time.perf_counter() - started_s)
-            metrics.wire_bytes.labels("down").inc(len(record))
+            metrics.in_stage["seal"].observe(time.perf_counter() - started_s)
+            metrics.bytes_down.inc(len(record))
             await write(split_pb2.Sealed(frame=record))
         await write(split_pb2.Sealed(frame=self.channel.close()))
 
@@ -232,7 +232,7 @@ class SplitService(split_pb2_grpc.SplitInferenceServicer):
         last = self._take(stream, first)
         while not last and (sealed := await anext(requests, None)) is not None:
             record = sealed.frame
-            self._metrics.wire_bytes.labels("up").inc(len(record))
+            self._metrics.bytes_up.inc(len(record))
             last = self._take(stream, stream.channel.open(record))
         try:
             stream.channel.finish()
@@ -245,5 +245,5 @@ class SplitService(split_pb2_grpc.SplitInferenceServicer):
         if record.kind is Kind.DATA:
             started_s = time.perf_counter()
             self._table.receive(stream, framing.decode(record.payload))
-            self._metrics.stage.labels("open").observe(time.perf_counter() - started_s)
+            self._metrics.in_stage["open"].observe(time.perf_counter() - started_s)
         return record.kind in (Kind.FIN, Kind.ALERT)

@@ -306,7 +306,7 @@ class SessionTable:
         if isinstance(frame, Error):
             self._metrics.errors.labels(frame.code.name).inc()
         elif isinstance(frame, Result) and frame.reply is Reply.TOKEN and frame.rows:
-            self._metrics.tokens.labels("generated").inc()
+            self._metrics.generated.inc()
         held.down_bytes += len(getattr(frame, "payload", b""))
         if held.stream is not None:
             held.stream.send(frame)
