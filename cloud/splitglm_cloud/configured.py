@@ -9,7 +9,7 @@ from splitglm_cloud.gateway.load import LoadLimits
 from splitglm_cloud.settings import CloudSettings
 from splitglm_glm.store import ModelStore
 
-WAITS: Final = 2.0
+WAITS: Final = 4.0
 """Work is let in when it is expected to wait for ``max_queue_s`` at most; the engine gives it up after so many times
 that, for expectations err."""
 

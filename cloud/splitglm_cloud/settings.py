@@ -117,11 +117,11 @@ class CloudSettings:
     max_queue_s: Annotated[
         float,
         Setting(
-            help="Work is taken while it should wait no longer than this; after twice as long it is given up.",
+            help="Work is taken while it should wait no longer than this; after four times as long it is given up.",
             above=0,
             most=3600,
         ),
-    ] = 2.0
+    ] = 1.0
     tenants_file: Annotated[Path | None, Setting(help="Who is which tenant, with pairings and weights.")] = None
     drain_grace_s: Annotated[
         float, Setting(help="How long running steps may take after a signal to stop.", least=0, most=86400)
