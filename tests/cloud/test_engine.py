@@ -20,7 +20,7 @@ from engine_bench import (
     ids_step,
 )
 
-from splitglm_cloud.engine.events import Failure
+from splitglm_cloud.engine.events import Evicted, Failure
 from splitglm_cloud.engine.kv_pages import PAGE_POSITIONS
 from splitglm_cloud.engine.runner import Runner
 from splitglm_cloud.engine.slots import MAX_WORK_ROWS, Run
@@ -338,6 +338,24 @@ class Cramped:
         if self.full:
             raise MemoryError
         return self._runner.new_cache(layers, capacity)
+
+
+def test_a_session_that_loses_its_cache_to_a_failed_configure_says_so(kind: Kind) -> None:
+    """Whoever keeps its inputs would otherwise go on at a position that is gone."""
+    bench = Bench(kind, faults=Cramped)
+    cramped: Any = bench.runner
+    cramped.full = False
+    bench.configure(1, CLOUD)
+    bench.engine.submit(1, ids_step(PROMPT, reply=Reply.ACK))
+    bench.run()
+    cramped.full = True
+    bench.configure(1, CLOUD, context=CONTEXT + 1, keep=len(PROMPT))  # a longer context needs another cache
+    assert bench.last(1) == Evicted(None) and bench.ledger.used == 0
+    cramped.full = False
+    bench.configure(1, CLOUD, context=CONTEXT + 1)
+    bench.engine.submit(1, ids_step(PROMPT, generate=2, seq=2))
+    bench.run()
+    assert bench.tokens(1) == bench.expected_tokens(PROMPT, 2)
 
 
 def test_a_session_without_memory_is_told_overloaded_and_served_when_there_is_some(kind: Kind) -> None:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from splitglm_cloud.engine import batching
 from splitglm_cloud.engine.batching import Aboard
 from splitglm_cloud.engine.carousel import Carousel
-from splitglm_cloud.engine.events import Emit, Failure, Owner
+from splitglm_cloud.engine.events import Emit, Evicted, Failure, Owner
 from splitglm_cloud.engine.kv_pages import KvPages
 from splitglm_cloud.engine.meter import Meter
 from splitglm_cloud.engine.residency import Residency, Room
@@ -96,6 +96,7 @@ class Engine:
 
         Where that fails, for want of memory, each step of the session tries again and is refused if it fails again.
         """
+        known = session in self._slots
         self._unmade.pop(session, None)
         try:
             self._configure(session, config, owner)
@@ -103,6 +104,8 @@ class Engine:
             log.error("a session could not be made: %s", type(error).__name__)
             self.drop(session)
             self._unmade[session] = config, owner
+            if known:
+                self._emit(session, Evicted(None))
 
     def _configure(self, session: int, config: Configure, owner: Owner) -> None:
         slot = self._slots.get(session)
