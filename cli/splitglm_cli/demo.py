@@ -50,7 +50,9 @@ def demo(
 
     with ExitStack() as stack:
         _say(out, "Starting the cloud as a second process. Both share this machine's cores, so each gets 1 thread.")
-        cloud = stack.enter_context(CloudProcess(model, arguments=("--threads", "1", "--precision", precision.value)))
+        # The one device here is to be told what it would tell itself: its rows are computed as it computes them.
+        arguments = ("--threads", "1", "--precision", precision.value, "--no-exact-batches")
+        cloud = stack.enter_context(CloudProcess(model, arguments=arguments))
         _say(out, f"The cloud (process {cloud.pid}, {cloud.runner}) listens at {cloud.address}.")
         _say(out, f"Pinned for this demo, as its own process told it to us: its identity key {cloud.key}.")
         _say(out, "(With a real cloud: compare with `splitglm keys show` there, then `splitglm keys pin` here.)")

@@ -84,7 +84,8 @@ class BatchStack:
     Args:
         exact: a row's result is the same bits alone and in any batch, also for a batch of one row, which is then
             computed as two (1.06 to 1.23 times the time of one, measured at batch 1; nothing from two rows on). False
-            leaves rounding in the last digit to the number of rows.
+            computes a session that is alone in its batch as a device does, to the same bits, and leaves rounding in
+            the last digit to its mates when it has some.
     """
 
     def __init__(self, stack: LayerStack, *, exact: bool) -> None:
@@ -131,7 +132,7 @@ class BatchStack:
             raise InternalError("a cache rides twice in one batch")
         if n == 0 or len(layers) == 0:
             return rows.copy()
-        together = self._together(n)
+        together = self._together(n, len(riders))
         if together > self._buffers.capacity:
             self._buffers = RowBuffers(1 << (together - 1).bit_length(), stack.config.shape)
         buffers = self._buffers
@@ -154,17 +155,17 @@ class BatchStack:
     def logits(self, rows: Float32) -> Float32:
         """Final norm and LM head of several riders' rows at once: ``[n, hidden]`` to ``[n, vocab]``."""
         n = rows.shape[0]
-        together = self._together(n)
+        together = self._together(n, n)
         if together != n:
             padded = np.zeros((together, *rows.shape[1:]), np.float32)
             padded[:n] = rows
             rows = padded
         return self._stack.logits(rows)[:n]
 
-    def _together(self, n: int) -> int:
-        """Rows that are computed for ``n`` rows."""
-        if n == 1 and not self._exact:
-            return 1
+    def _together(self, n: int, riders: int) -> int:
+        """Rows that are computed for ``n`` rows; of one rider alone as a device computes them, unless exact."""
+        if riders == 1 and not self._exact:
+            return n
         return -(-n // _ROWS_TOGETHER) * _ROWS_TOGETHER
 
     def _turns(self, riders: Sequence[Rider], layers: LayerRange) -> list[_Turn]:

@@ -193,3 +193,22 @@ def test_the_demo_model_in_eight_bits_says_the_same_in_every_arm(demo_model_dir,
             plan = SplitPlan(layers=layers, s=s, t=t, head=HeadSide(head), codec=Codec.INT8, chunk_tokens=CHUNK)
             expected = reference.tokens(plan, [ids], new=8, sampling=SAMPLED)[0]
             assert said(pair, plan, ids, SAMPLED, 8) == expected
+
+
+def test_a_lone_device_is_told_in_eight_bits_what_it_tells_itself(demo_model_dir, tmp_path_factory) -> None:
+    """Without exact batches, rows that have no mates are computed as the device computes them: the demo shows it."""
+    from splitglm_glm.store import ModelStore
+
+    home, keys = ModelStore().root, tmp_path_factory.mktemp("keys")
+    with (
+        running_cloud(
+            demo_model_dir, home, precision=Precision.INT8, key_file=keys / "node.key", exact_batches=False
+        ) as cloud,
+        open_agent(demo_model_dir, home, cloud, precision=Precision.INT8) as agent,
+    ):
+        for prompt in ("What is the capital of France?", "Name a colour of the sky at night."):
+            ids = agent.encode(prompt)
+            options = {"max_tokens": 24, "codecs": (Codec.FP32,), "privacy": Privacy.OPEN, "chunk_tokens": 128}
+            alone = agent.generate(ids, fixed=Fixed(arm=Arm.DEVICE), **options).result()
+            for fixed in (Fixed(arm=Arm.CLOUD), Fixed(arm=Arm.SPLIT, s=15), Fixed(arm=Arm.USHAPE, s=7, t=23)):
+                assert agent.generate(ids, fixed=fixed, **options).result() == alone
