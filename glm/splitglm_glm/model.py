@@ -27,6 +27,7 @@ from splitglm_core.errors import BadTensor, InputError, InternalError, PromptToo
 from splitglm_core.ranges import LayerRange
 from splitglm_glm.checkpoint import Checkpoint, LayerWeights
 from splitglm_glm.config import GlmConfig
+from splitglm_glm.layer_lengths import common_length
 from splitglm_glm.linear import Int8Linear, Linear, MakeLinear, frozen
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -168,12 +169,7 @@ class TorchKvCache:
         """
         if self._closed:
             raise InternalError("this KV cache is closed")
-        if not self.layers.covers(layers):
-            raise InternalError(f"layers {layers} are not in a cache of layers {self.layers}")
-        lengths = {self._lengths[layer] for layer in layers}
-        if len(lengths) > 1:
-            raise InternalError(f"layers {layers} have run {sorted(lengths)} positions")
-        return lengths.pop() if lengths else 0
+        return common_length(self._lengths, layers)
 
     def truncate(self, length: int) -> None:
         """Forget positions from ``length`` on, in every layer.

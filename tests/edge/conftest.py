@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from running_cloud import RunningCloud, open_agent, running_cloud
 
 from splitglm_core.plan import Arm, Codec, Privacy
 from splitglm_core.sampling import SamplingParams
-from splitglm_edge import Agent, Generation
+from splitglm_edge import Agent, Generation, planning
 from splitglm_partitioner.request import Fixed
 from splitglm_sims.link_emulator import LinkEmulator, run_in_thread
 from splitglm_sims.shaper import LinkShape
@@ -100,3 +101,16 @@ def truth(agent: Agent) -> tuple[list[int], str]:
     )
     text = generation.result()
     return generation.token_ids, text
+
+
+@pytest.fixture
+def loves_the_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A policy that takes the split arm whenever there is a cloud; without one there is only the device."""
+    choose = planning.choose
+
+    def biased(request: Any, shape: Any, device: Any, link: Any, cloud: Any) -> Any:
+        if cloud is not None and request.fixed.arm is None:
+            request = replace(request, fixed=Fixed(arm=Arm.SPLIT, s=1))
+        return choose(request, shape, device, link, cloud)
+
+    monkeypatch.setattr(planning, "choose", biased)

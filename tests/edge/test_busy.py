@@ -6,7 +6,6 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,9 @@ from splitglm_cloud.gateway.sessions import SessionTable
 from splitglm_core.criticality import Criticality
 from splitglm_core.errors import InputError, LinkError, Overloaded, Unavailable
 from splitglm_core.plan import Arm
-from splitglm_edge import Agent, Generation, planning
+from splitglm_edge import Agent, Generation
 from splitglm_edge.patience import MAX_TRIES, Patience, reconnect_pauses_s
 from splitglm_edge.timeouts import Timeouts
-from splitglm_partitioner.request import Fixed
 from splitglm_sims.link_emulator import LinkEmulator
 from splitglm_wire.frames import ErrorCode, Frame, Open, Step
 
@@ -80,19 +78,6 @@ def opens(monkeypatch: pytest.MonkeyPatch) -> list[Open]:
 
     monkeypatch.setattr(SessionTable, "receive", watch)
     return seen
-
-
-@pytest.fixture
-def loves_the_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A policy that takes the split arm whenever there is a cloud; without one there is only the device."""
-    choose = planning.choose
-
-    def biased(request: Any, shape: Any, device: Any, link: Any, cloud: Any) -> Any:
-        if cloud is not None and request.fixed.arm is None:
-            request = replace(request, fixed=Fixed(arm=Arm.SPLIT, s=1))
-        return choose(request, shape, device, link, cloud)
-
-    monkeypatch.setattr(planning, "choose", biased)
 
 
 @pytest.mark.parametrize("arm", ARMS)

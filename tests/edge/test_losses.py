@@ -17,9 +17,8 @@ from splitglm_cloud.engine.engine import Engine
 from splitglm_cloud.gateway.sessions import SessionTable
 from splitglm_core.errors import LinkError, PromptTooLong, ProtocolError, RemoteError
 from splitglm_core.plan import Arm
-from splitglm_edge import Agent, Generation, planning
+from splitglm_edge import Agent, Generation
 from splitglm_edge.timeouts import Timeouts
-from splitglm_partitioner.request import Fixed
 from splitglm_wire.actions import Output
 from splitglm_wire.frames import Error, ErrorCode, Scope, Step
 
@@ -58,19 +57,6 @@ def steps(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> li
 
     monkeypatch.setattr(SessionTable, "receive", refuse)
     return came
-
-
-@pytest.fixture
-def loves_the_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A policy that takes the split arm whenever there is a cloud; without one there is only the device."""
-    choose = planning.choose
-
-    def biased(request: Any, shape: Any, device: Any, link: Any, cloud: Any) -> Any:
-        if cloud is not None and request.fixed.arm is None:
-            request = replace(request, fixed=Fixed(arm=Arm.SPLIT, s=1))
-        return choose(request, shape, device, link, cloud)
-
-    monkeypatch.setattr(planning, "choose", biased)
 
 
 @pytest.mark.usefixtures("loves_the_cloud")

@@ -19,6 +19,7 @@ from splitglm_cloud.engine.kv_pages import PAGE_POSITIONS
 from splitglm_core.errors import DeviceError, InternalError
 from splitglm_core.ranges import LayerRange
 from splitglm_core.shapes import ModelShape
+from splitglm_glm.layer_lengths import common_length
 
 
 class PagePool:
@@ -194,12 +195,7 @@ class PagedCache:
         """
         if self._closed:
             raise InternalError("this KV cache is closed")
-        if not self.layers.covers(layers):
-            raise InternalError(f"layers {layers} are not in a cache of layers {self.layers}")
-        lengths = {self._lengths[layer] for layer in layers}
-        if len(lengths) > 1:
-            raise InternalError(f"layers {layers} have run {sorted(lengths)} positions")
-        return lengths.pop() if lengths else 0
+        return common_length(self._lengths, layers)
 
     def table(self, layers: LayerRange, positions: int) -> NDArray[np.int64]:
         """Page ids that hold ``[0, positions)`` of ``layers``: [layers, pages].
