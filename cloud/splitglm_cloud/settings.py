@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
+from splitglm_cloud.execution.facts import check_runner
 from splitglm_cloud.settings_spec import Setting, known_settings
 from splitglm_core.errors import InputError
 from splitglm_core.plan import Precision
@@ -29,9 +30,15 @@ class CloudSettings:
     text: Annotated[
         bool, Setting(help="Without it neither embedding nor head is loaded: only U-shape sessions can be served.")
     ] = True
-    runner: Annotated[str, Setting(help="What computes.", choices=("onnx", "torch"), also_env="SPLITGLM_RUNNER")] = (
-        "onnx"
-    )
+    runner: Annotated[
+        str,
+        Setting(
+            help="What computes: onnx, torch, or package.module:factory, a runner of your own.",
+            choices=("onnx", "torch"),
+            or_check=check_runner,
+            also_env="SPLITGLM_RUNNER",
+        ),
+    ] = "onnx"
     precision: Annotated[Precision, Setting(help="Weights of the onnx runner.", also_env="SPLITGLM_PRECISION")] = (
         Precision.INT8
     )

@@ -36,6 +36,7 @@ class Setting:
         key: in files and, in capitals, in the environment; by default the field's name.
         least, above, most: bounds of a number; ``above`` is exclusive.
         choices: of a text.
+        or_check: raises InputError for a text that may not stand beside the choices; without it none may.
         also_env: a variable that other verbs know too; the setting's own wins.
         secret: its value is never shown.
     """
@@ -47,6 +48,7 @@ class Setting:
     above: float | None = None
     most: float | None = None
     choices: tuple[str, ...] = ()
+    or_check: Callable[[str], None] | None = None
     also_env: str = ""
     secret: bool = False
 
@@ -133,6 +135,9 @@ class Known:
         if value is None:
             return
         if rule.choices and value not in rule.choices:
+            if rule.or_check is not None:
+                rule.or_check(value)
+                return
             raise InputError(f"{value!r} is not a {words}", f"use {', '.join(rule.choices[:-1])} or {rule.choices[-1]}")
         if self.kind in ("number", "size", "real"):
             if not math.isfinite(value):

@@ -15,6 +15,12 @@ from splitglm_wire.limits import MAX_CONTEXT
 _FACTORY: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
+def check_runner(name: str) -> None:
+    """Raise InputError unless ``name`` can name a runner (see ``EngineSpec``)."""
+    if name not in ("onnx", "torch") and not _FACTORY.fullmatch(name):
+        raise InputError(f"runner {name!r} is neither onnx, torch nor package.module:factory")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
     """Everything that decides how an engine computes.
@@ -29,7 +35,7 @@ class EngineSpec:
         precision: weight precision of the ONNX graphs.
         dtype: of the torch runner.
         threads: compute threads; 0 leaves it to the runtime.
-        exact: a row's bits do not depend on who shares its batch (ONNX: a lone row costs up to a fifth more).
+        exact: a row's bits do not depend on who shares its batch (ONNX: a lone row costs about a tenth more).
         kv_budget_bytes: keys and values of all sessions of this engine.
         max_context: positions of one session; 0 means the model's own limit.
         max_wait_s: a step that nobody has begun to compute by then is refused; 0 means never.
@@ -57,8 +63,7 @@ class EngineSpec:
     profile: str = ""
 
     def __post_init__(self) -> None:
-        if self.runner not in ("onnx", "torch") and not _FACTORY.fullmatch(self.runner):
-            raise InputError(f"runner {self.runner!r} is neither onnx, torch nor package.module:factory")
+        check_runner(self.runner)
         for name in ("kv_budget_bytes", "max_rows", "prefill_rows_beside_decode", "stride_layers"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be positive")
