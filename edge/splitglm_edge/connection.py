@@ -13,7 +13,8 @@ import platformdirs
 from splitglm_core.errors import InputError, LinkError, ProtocolError
 from splitglm_edge.link import CloudLink
 from splitglm_edge.timeouts import Timeouts
-from splitglm_partitioner.estimators import MAX_AGE_S, RTT_ALPHA, Direction, LinkEstimator
+from splitglm_partitioner.estimators import MAX_AGE_S, RTT_ALPHA, LinkEstimator
+from splitglm_partitioner.observations import Direction
 from splitglm_partitioner.profiles import CloudProfile, LinkEstimate
 from splitglm_security.keys import parse_public_key
 from splitglm_security.trust import PinStore, Trust, TrustPolicy

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from enum import Enum
 
 from splitglm_partitioner.bounds import MAX_BYTES, MAX_BYTES_PER_S, check_count, check_number, check_seconds
+from splitglm_partitioner.observations import Direction
 from splitglm_partitioner.profiles import LinkEstimate
 
 RTT_ALPHA = 1 / 8
@@ -24,13 +24,6 @@ MAX_AGE_S = 60.0
 TRIM_FROM = 5
 # The error kept for samples that are all too old: the next transfer may well see half the rate.
 STALE_REL_ERROR = 1.0
-
-
-class Direction(Enum):
-    """Way of a transfer, seen from the device."""
-
-    UP = "up"
-    DOWN = "down"
 
 
 class RttEstimator:

@@ -23,6 +23,11 @@ from splitglm_partitioner.bounds import (
     check_seconds,
 )
 from splitglm_partitioner.layer_times import LayerTimes, Seconds
+from splitglm_partitioner.power import PowerProfile
+
+# Beyond these a machine is not slow but broken, or its profile is of another one.
+MIN_SLOWDOWN = 0.05
+MAX_SLOWDOWN = 100.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +83,9 @@ class DeviceProfile:
         kv_bytes_per_token_per_layer: bytes of keys and values.
         max_layers: most layers the device may hold (front and tail together); ``layers`` when unlimited.
         codecs: measured codec times; empty when not measured.
+        seal_s_per_byte, seal_s_per_record: seconds to seal, and likewise to open; None when not measured.
+        power: None when nobody stated it.
+        slowdown: how many times longer its passes take now than when it was profiled (load, temperature).
     """
 
     layers: int
@@ -87,6 +95,10 @@ class DeviceProfile:
     kv_bytes_per_token_per_layer: int
     max_layers: int
     codecs: tuple[CodecTime, ...] = ()
+    seal_s_per_byte: float | None = None
+    seal_s_per_record: float | None = None
+    power: PowerProfile | None = None
+    slowdown: float = 1.0
     active: PrecisionProfile = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -94,6 +106,10 @@ class DeviceProfile:
         check_count("memory_bytes_free", self.memory_bytes_free, 0, MAX_BYTES)
         check_count("kv_bytes_per_token_per_layer", self.kv_bytes_per_token_per_layer, 1, MAX_BYTES)
         check_count("max_layers", self.max_layers, 0, self.layers)
+        for name in ("seal_s_per_byte", "seal_s_per_record"):
+            if getattr(self, name) is not None:
+                check_seconds(name, getattr(self, name))
+        check_number("slowdown", self.slowdown, MIN_SLOWDOWN, MAX_SLOWDOWN)
         named = {entry.precision: entry for entry in self.precisions}
         if len(named) != len(self.precisions) or len({c.codec for c in self.codecs}) != len(self.codecs):
             raise InputError("a device profile lists each precision and each codec once")
@@ -138,9 +154,11 @@ class CloudProfile:
         has_embedding: it can take token ids.
         has_head: it can apply the head and sample.
         head_s: seconds of norm, head and sampler for one position; None for a cloud without a head.
-        queue_s: mean seconds that a step waits before it is run.
+        queue_s: mean seconds that a step waits for a place in a sweep.
+        sweep_s: mean seconds that it then waits for the sweep to come round to its first layer.
         codecs: offered for hidden states.
         price_per_layer_token: price of one token through one layer; None when none is stated.
+        slowdown: how many times longer a step is computed now than alone (it shares its batches).
     """
 
     layers: int
@@ -152,10 +170,14 @@ class CloudProfile:
     queue_s: float
     codecs: tuple[Codec, ...]
     price_per_layer_token: float | None = None
+    sweep_s: float = 0.0
+    slowdown: float = 1.0
 
     def __post_init__(self) -> None:
         check_count("layers", self.layers, 1, MAX_LAYERS)
         check_seconds("queue_s", self.queue_s)
+        check_seconds("sweep_s", self.sweep_s)
+        check_number("slowdown", self.slowdown, MIN_SLOWDOWN, MAX_SLOWDOWN)
         if len(self.served) == 0 or self.served.stop > self.layers or self.times.layers != len(self.served):
             raise InputError(f"served layers {self.served} must be timed one by one and lie in [0, {self.layers})")
         if self.has_head != (self.head_s is not None):
@@ -194,6 +216,11 @@ class LinkEstimate:
         overhead_s: per step, everything that is neither model nor link: framing, sealing, gRPC, scheduling.
         uplink_rel_error, downlink_rel_error: largest recent relative error of the rate estimate.
         rtt_var_s: mean deviation of the RTT (RTTVAR of RFC 6298).
+        uplink_queue_s: until what was handed over before has left the device.
+        promotion_s: extra of the first exchange now, after the link has rested (radio idle to connected); 0 when it
+            is in use.
+        window_bytes: what a connection that rested may send before the first acknowledgement (slow start); None when
+            the link shows no slow start.
     """
 
     uplink_bytes_per_s: float
@@ -203,12 +230,17 @@ class LinkEstimate:
     uplink_rel_error: float = 0.0
     downlink_rel_error: float = 0.0
     rtt_var_s: float = 0.0
+    uplink_queue_s: float = 0.0
+    promotion_s: float = 0.0
+    window_bytes: int | None = None
 
     def __post_init__(self) -> None:
         check_number("uplink_bytes_per_s", self.uplink_bytes_per_s, 1.0, MAX_BYTES_PER_S)
         check_number("downlink_bytes_per_s", self.downlink_bytes_per_s, 1.0, MAX_BYTES_PER_S)
-        for name in ("rtt_s", "overhead_s", "rtt_var_s"):
+        for name in ("rtt_s", "overhead_s", "rtt_var_s", "uplink_queue_s", "promotion_s"):
             check_seconds(name, getattr(self, name))
+        if self.window_bytes is not None:
+            check_count("window_bytes", self.window_bytes, 1, MAX_BYTES)
         for name in ("uplink_rel_error", "downlink_rel_error"):
             check_number(name, getattr(self, name), 0.0, 1e6)
 
@@ -219,4 +251,7 @@ class LinkEstimate:
             downlink_bytes_per_s=max(1.0, self.downlink_bytes_per_s / (1.0 + self.downlink_rel_error)),
             rtt_s=min(self.rtt_s + 4.0 * self.rtt_var_s, MAX_SECONDS),
             overhead_s=self.overhead_s,
+            uplink_queue_s=self.uplink_queue_s,
+            promotion_s=self.promotion_s,
+            window_bytes=self.window_bytes,
         )

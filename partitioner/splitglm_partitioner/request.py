@@ -8,6 +8,7 @@ from splitglm_core.errors import InputError, PromptTooLong
 from splitglm_core.plan import Arm, Codec, Privacy, SplitPlan
 from splitglm_core.shapes import ModelShape
 from splitglm_partitioner.bounds import MAX_BYTES, MAX_LAYERS, MAX_SECONDS, MAX_TOKENS, check_count, check_number
+from splitglm_partitioner.drafts import DraftStatistics
 from splitglm_partitioner.profiles import CloudProfile, DeviceProfile, LinkEstimate
 
 
@@ -130,13 +131,17 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
-    """Everything a decision depends on, and nothing else. ``link`` and ``cloud`` are None when there is no cloud."""
+    """Everything a decision depends on, and nothing else. ``link`` and ``cloud`` are None when there is no cloud.
+
+    ``drafts`` holds the drafters that this device has, with their statistics for the request's genre.
+    """
 
     request: Request
     model: ModelShape
     device: DeviceProfile
     link: LinkEstimate | None
     cloud: CloudProfile | None
+    drafts: tuple[DraftStatistics, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("layers", "hidden", "max_positions"):

@@ -13,11 +13,11 @@ from splitglm_partitioner.estimators import (
     MIN_TRANSFER_BYTES,
     STALE_REL_ERROR,
     WINDOW,
-    Direction,
     LinkEstimator,
     RateEstimator,
     RttEstimator,
 )
+from splitglm_partitioner.observations import Direction
 
 KB64 = 64 << 10
 

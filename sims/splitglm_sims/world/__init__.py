@@ -1,0 +1,1 @@
+"""Simulated worlds: devices, links and clouds in virtual time (SimPy), with the product's policy and scheduler."""
