@@ -80,7 +80,7 @@ class Request:
 
     Attributes:
         prompt_tokens: whole prompt, cached part included.
-        expected_new_tokens: tokens of the answer, the first included.
+        expected_new_tokens: tokens that the answer is expected to have, the first included: what times are summed over.
         privacy: what may be sent.
         s_min: least number of layers on the device before anything is sent (``no-prompt`` and ``no-text``).
         deadline_s: bound on the whole request, kept under the pessimistic link; None for none.
@@ -90,6 +90,8 @@ class Request:
         head_on_device: the caller needs the logits (constrained decoding, log-probabilities).
         fixed: decided beforehand.
         warm: an open session that may be reused.
+        max_new_tokens: most tokens that the answer may have: what memory and positions must hold; None for
+            ``expected_new_tokens``.
     """
 
     prompt_tokens: int
@@ -103,10 +105,13 @@ class Request:
     head_on_device: bool = False
     fixed: Fixed = Fixed()
     warm: Warm | None = None
+    max_new_tokens: int | None = None
 
     def __post_init__(self) -> None:
         check_count("prompt_tokens", self.prompt_tokens, 1, MAX_TOKENS)
         check_count("expected_new_tokens", self.expected_new_tokens, 1, MAX_TOKENS)
+        if self.max_new_tokens is not None:
+            check_count("max_new_tokens", self.max_new_tokens, self.expected_new_tokens, MAX_TOKENS)
         check_count("s_min", self.s_min, 1, MAX_LAYERS)
         # A chunk of one is a decode step; the bound below keeps the number of chunks of any prompt small.
         check_count("chunk_tokens", self.chunk_tokens, 1, MAX_TOKENS)
@@ -121,8 +126,8 @@ class Request:
 
     @property
     def positions(self) -> int:
-        """KV positions at the end of the answer."""
-        return self.prompt_tokens + self.expected_new_tokens
+        """KV positions at the end of the longest answer."""
+        return self.prompt_tokens + (self.max_new_tokens or self.expected_new_tokens)
 
     def cached_tokens(self, plan: SplitPlan) -> int:
         """Prompt tokens that need not be run or sent under ``plan``."""
@@ -155,7 +160,8 @@ class Situation:
             raise InputError(f"the warm session is of a model with {self.request.warm.plan.layers} layers, not {n}")
         if self.request.positions > self.model.max_positions:
             raise PromptTooLong(
-                f"{self.request.prompt_tokens} prompt and {self.request.expected_new_tokens} new tokens exceed the "
+                f"{self.request.prompt_tokens} prompt and up to "
+                f"{self.request.positions - self.request.prompt_tokens} new tokens exceed the "
                 f"model's {self.model.max_positions} positions",
                 "shorten the prompt or the answer",
             )
