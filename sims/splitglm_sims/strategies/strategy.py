@@ -53,8 +53,8 @@ class Strategy(Protocol):
     def clairvoyant(self) -> bool:
         """Whether it must be told the future. Such a strategy is a bound, not a competitor."""
 
-    def probe(self, now_s: float) -> Probe:
-        """What to measure before the next ``choose``."""
+    def probe(self, task: Task) -> Probe:
+        """What to measure before ``choose`` is asked for the same request."""
 
     def choose(self, task: Task) -> SplitPlan:
         """The plan for this request; one that ``splitglm_partitioner.arms`` allows."""
