@@ -17,7 +17,7 @@ class DraftStatistics:
 
     Attributes:
         name: as in ``SplitPlan.drafter``.
-        s_per_token: device seconds to draft one token.
+        s_per_token: seconds to draft one token, on the device or, for one ``in_cloud``, in the cloud.
         survival: entry ``j`` is the chance that the first ``j + 1`` drafted tokens are all kept; never rising. Real
             acceptance is not independent from token to token (arXiv 2606.20591), so the prefix chances themselves are
             kept and not one rate. Its length bounds the draft length.
@@ -26,6 +26,8 @@ class DraftStatistics:
         shares_front: the front passes of drafted tokens are part of ``s_per_token`` (early exit): verification repeats
             only layers ``[front_layers, s)`` for them.
         arms: where it can be used.
+        in_cloud: the cloud itself drafts, beside the layers that verify (multi-token prediction, co-located
+            speculation: arXiv 2606.25091). A round then makes no trip: the cloud goes on alone, as without drafts.
     """
 
     name: str
@@ -34,6 +36,7 @@ class DraftStatistics:
     front_layers: int = 0
     shares_front: bool = False
     arms: tuple[Arm, ...] = (Arm.CLOUD, Arm.SPLIT, Arm.USHAPE)
+    in_cloud: bool = False
 
     def __post_init__(self) -> None:
         if not self.name or self.name == "none":
@@ -49,6 +52,8 @@ class DraftStatistics:
             raise InputError(f"drafter {self.name} shares no front when it needs none")
         if Arm.DEVICE in self.arms or not self.arms:
             raise InputError("drafts are verified in the cloud: a drafter names arms that use it")
+        if self.in_cloud and (self.arms != (Arm.CLOUD,) or self.front_layers):
+            raise InputError(f"drafter {self.name} is in the cloud, so it serves the cloud-only arm and needs no front")
 
     def tokens_per_round(self, draft_tokens: int) -> float:
         """Expected tokens of one round trip: ``1 + sum of survival`` (Leviathan et al. 2023 for equal chances)."""
