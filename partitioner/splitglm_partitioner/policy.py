@@ -20,6 +20,7 @@ from splitglm_partitioner.arms import Candidates, Constraint, Exclusion, enumera
 from splitglm_partitioner.breakdown import Breakdown
 from splitglm_partitioner.cost import Prices, price
 from splitglm_partitioner.grid import Grid, column_of, grid_of_blocks, grid_of_plan
+from splitglm_partitioner.guidance import Guidance
 from splitglm_partitioner.layer_times import Seconds
 from splitglm_partitioner.profiles import CloudProfile, DeviceProfile, LinkEstimate
 from splitglm_partitioner.request import Request, Situation
@@ -50,7 +51,8 @@ class Decision:
         why: machine-readable: ``key=value`` pairs joined by ``;``. Keys: ``arm``; ``cut``, the end of the allowed
             range of ``s`` that was chosen (``low``, ``high``, ``interior``, ``only``); ``limited-by``, the constraints
             that narrowed this arm; ``warm``, whether an open session goes on; ``next`` and ``margin``, the best other
-            arm and how much dearer it is.
+            arm and how much dearer it is; after ``steering.steer`` also ``steering``.
+        guidance: what ``steering.steer`` took from earlier requests; None when the cheapest price decided alone.
     """
 
     situation: Situation
@@ -58,6 +60,7 @@ class Decision:
     runners_up: tuple[Choice, ...]
     excluded: tuple[Exclusion, ...]
     why: str
+    guidance: Guidance | None = None
 
     @property
     def plan(self) -> SplitPlan:
