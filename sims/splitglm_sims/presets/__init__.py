@@ -1,0 +1,1 @@
+"""Named devices, clouds and courses of simulated worlds, each with the source of its figures."""
