@@ -68,6 +68,7 @@ class Tracing:
             "splitglm.rows": reply.rows,
             "splitglm.answers": reply.answers,
             "splitglm.queue_s": reply.queue_s,
+            "splitglm.sweep_s": reply.sweep_s,
             "splitglm.back_s": reply.back_s,
             "splitglm.rebuild_s": reply.rebuild_s,
             "splitglm.outcome": reply.outcome,

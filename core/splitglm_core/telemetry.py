@@ -47,8 +47,9 @@ PREEMPTIONS_TOTAL: Final = PREFIX + "preemptions_total"
 WORKERS: Final = PREFIX + "workers"  # label state, below
 WORKER_RESTARTS_TOTAL: Final = PREFIX + "worker_restarts_total"
 
-STAGES: Final = ("open", "queue", "back", "seal")
-"""Of a step in the cloud: unseal and take, wait for a sweep, compute its layers (and head), seal the reply."""
+STAGES: Final = ("open", "queue", "sweep", "back", "seal")
+"""Of a step in the cloud: unseal and take, wait until the sweep begins in which it rides, wait for that sweep to come
+round to its first layer, compute its layers (and head), seal the reply."""
 STEP_OUTCOMES: Final = ("ok", "failed", "refused", "lost")
 OPEN_OUTCOMES: Final = ("ok", "refused")
 HANDSHAKE_RESULTS: Final = ("ok", "failed", "busy", "version", "model")
@@ -56,5 +57,5 @@ TOKEN_KINDS: Final = ("prefill", "generated")
 REBUILD_RESULTS: Final = ("ok", "failed", "left")
 WORKER_STATES: Final = ("starting", "ready", "stopping", "ending", "down")
 
-SPANS: Final = ("splitglm.reply", "queue", "back", "rebuild")
+SPANS: Final = ("splitglm.reply", "queue", "sweep", "back", "rebuild")
 """A reply, and the parts of its time that become children of its span."""

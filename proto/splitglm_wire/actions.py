@@ -60,11 +60,15 @@ Action = Send | Configure | Submit | Abort | Cut | Drop
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One part of a computed step: a token (u32), hidden states in wire form, or (``payload`` empty) nothing."""
+    """One part of a computed step: a token (u32), hidden states in wire form, or (``payload`` empty) nothing.
+
+    Times as in ``Result``.
+    """
 
     seq: int
     rows: int
     payload: bytes
     last: bool
     queue_us: int = 0
+    sweep_us: int = 0
     compute_us: int = 0

@@ -40,6 +40,7 @@ class Answer:
             kv_length=self.base + index,
             rows=1,
             queue_us=0,
+            sweep_us=0,
             compute_us=0,
             payload=self.history[self.first + index].to_bytes(4, "little"),
         )

@@ -191,6 +191,7 @@ class CloudSession:
             kv_length=length,
             rows=output.rows,
             queue_us=output.queue_us,
+            sweep_us=output.sweep_us,
             compute_us=output.compute_us,
             payload=output.payload,
         )

@@ -294,7 +294,7 @@ class DeviceSession:
             if pending.step.generate > 1:
                 self._sent = pending.length
             del self._pending[ticket]
-            times_s = (pending.queue_us * 1e-6, pending.compute_us * 1e-6)
+            times_s = (1e-6 * us for us in (pending.queue_us, pending.sweep_us, pending.compute_us))
             events.append(StepDone(ticket, pending.length, pending.tokens, *times_s))
         return events
 

@@ -24,12 +24,17 @@ class HiddenArrived:
 
 @dataclass(frozen=True, slots=True)
 class StepDone:
-    """The step is confirmed. ``tokens`` counts what it generated; times are the cloud's own, in seconds."""
+    """The step is confirmed. ``tokens`` counts what it generated; times are the cloud's own, in seconds.
+
+    It waited ``queue_s`` for a sweep to begin and ``sweep_s`` for that sweep to come round to its first layer, all its
+    parts and tokens together.
+    """
 
     ticket: int
     kv_length: int
     tokens: int
     queue_s: float
+    sweep_s: float
     compute_s: float
 
 

@@ -142,7 +142,11 @@ class Opened:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """Part ``index`` of the answer to step ``seq``. ``kv_length`` counts positions after it."""
+    """Part ``index`` of the answer to step ``seq``. ``kv_length`` counts positions after it.
+
+    ``queue_us`` and ``sweep_us`` together are how long the step waited until it boarded: until the sweep began in which
+    it rode (0 when that one was under way already), then until that sweep came round to its first layer.
+    """
 
     handle: int
     fence: int
@@ -153,6 +157,7 @@ class Result:
     kv_length: int
     rows: int
     queue_us: int
+    sweep_us: int = 0
     compute_us: int
     payload: bytes | memoryview  # one u32 token, or hidden states in the plan's codec, or nothing
 

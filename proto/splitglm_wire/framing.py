@@ -50,7 +50,7 @@ _FENCE_AND: Final = struct.Struct("<II")
 _U32: Final = struct.Struct("<I")
 _PING: Final = struct.Struct("<QII")
 _OPENED: Final = struct.Struct("<IIIII")
-_RESULT: Final = struct.Struct("<IIIBBHIII")
+_RESULT: Final = struct.Struct("<IIIBBHIIII")
 _ERROR: Final = struct.Struct("<IIBBBBIIH")
 _PONG: Final = struct.Struct("<QI")
 _EMPTY: Final = struct.Struct("")
@@ -111,6 +111,7 @@ def _encode(frame: Frame) -> bytes:
                 frame.rows,
                 frame.kv_length,
                 min(frame.queue_us, 0xFFFFFFFF),
+                min(frame.sweep_us, 0xFFFFFFFF),
                 min(frame.compute_us, 0xFFFFFFFF),
             )
             return _pad(Kind.RESULT, h, head, frame.payload)
@@ -192,7 +193,7 @@ def _decode(kind: int, handle: int, body: memoryview) -> Frame:
             payload=body[_STEP.size :],
         )
     if kind == Kind.RESULT:
-        fence, seq, index, last, reply, rows, kv_length, queue_us, compute_us = _RESULT.unpack_from(body)
+        fence, seq, index, last, reply, rows, kv_length, queue_us, sweep_us, compute_us = _RESULT.unpack_from(body)
         _check_result(rows, last)
         return Result(
             handle=handle,
@@ -204,6 +205,7 @@ def _decode(kind: int, handle: int, body: memoryview) -> Frame:
             kv_length=kv_length,
             rows=rows,
             queue_us=queue_us,
+            sweep_us=sweep_us,
             compute_us=compute_us,
             payload=body[_RESULT.size :],
         )

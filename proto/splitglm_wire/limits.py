@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-PROTOCOL_VERSION: Final = 2
-
 MAX_RECORD_BYTES: Final = 1 << 20
 """Plaintext of one sealed record: one prefill chunk, e.g. 125 positions of hidden 4096 in bf16 and the frame's header;
 large enough to amortise the seal, small enough that a peer cannot make us buffer much per message."""

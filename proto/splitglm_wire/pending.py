@@ -17,6 +17,7 @@ class Pending:
     parts: int = 0  # received
     tokens: int = 0  # among them
     queue_us: int = 0  # of all parts together, as the cloud told them
+    sweep_us: int = 0
     compute_us: int = 0
     cancelled: bool = False
 
@@ -38,6 +39,7 @@ class Pending:
         self.parts, self.tokens = self.parts + new, tokens
         if new:
             self.queue_us += frame.queue_us
+            self.sweep_us += frame.sweep_us
             self.compute_us += frame.compute_us
         return event
 

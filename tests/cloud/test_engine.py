@@ -89,9 +89,9 @@ def test_generation_stops_at_a_stop_token(bench: Bench) -> None:
     assert bench.tokens(1) == expected[: expected.index(stop) + 1]
 
 
-def _times(output: Output | Failure) -> tuple[int, int]:
+def _times(output: Output | Failure) -> tuple[int, int, int]:
     assert isinstance(output, Output)
-    return output.queue_us, output.compute_us
+    return output.queue_us, output.sweep_us, output.compute_us
 
 
 def _nan(width: int) -> Step:
@@ -484,6 +484,44 @@ def test_times_are_told_once(bench: Bench) -> None:
     bench.clock.time_s += 0.25
     bench.run()
     assert [_times(output)[0] for output in bench.results[1]] == [250_000, 0, 0, 0]
+
+
+def test_a_wait_is_told_in_two_parts_for_the_sweep_to_begin_and_for_it_to_come_round(bench: Bench) -> None:
+    """Queue until the sweep began in which the step rode, sweep from there; together the wait until it boarded."""
+    hidden = bench.front(PROMPT)
+    for session, plan in ((1, CLOUD), (2, USHAPE), (3, CLOUD), (4, USHAPE)):
+        bench.configure(session, plan)
+    bench.engine.submit(1, ids_step(PROMPT, generate=1))
+    bench.engine.submit(2, hidden_step(hidden, reply=Reply.ALL_HIDDEN))
+    bench.clock.time_s += 0.5
+    assert bench.engine.turn()  # a sweep begins; 1 rides layer 0, where 2 does not ride
+    bench.clock.time_s += 0.25
+    assert bench.engine.turn()  # 2 boards
+    bench.engine.submit(3, ids_step(PROMPT, generate=1))  # the sweep is past both their layers
+    bench.engine.submit(4, hidden_step(hidden, reply=Reply.ALL_HIDDEN))
+    bench.clock.time_s += 0.125
+    while 1 not in bench.results:
+        assert bench.engine.turn()
+    bench.clock.time_s += 0.125
+    assert bench.engine.turn()  # the next sweep
+    bench.clock.time_s += 0.0625
+    bench.run()
+    told = {session: _times(bench.last(session))[:2] for session in (1, 2, 3, 4)}
+    assert told == {1: (500_000, 0), 2: (500_000, 250_000), 3: (250_000, 0), 4: (250_000, 62_500)}
+
+
+def test_a_step_that_boards_the_sweep_under_way_has_waited_for_no_other(bench: Bench) -> None:
+    bench.configure(1, CLOUD)
+    bench.configure(2, USHAPE)
+    bench.engine.submit(1, ids_step(PROMPT[:2], generate=1))
+    bench.engine.submit(2, hidden_step(bench.front(PROMPT), reply=Reply.ALL_HIDDEN))
+    assert bench.engine.turn()
+    bench.engine.drop(2)
+    bench.configure(2, USHAPE)
+    bench.engine.submit(2, hidden_step(bench.front(PROMPT), reply=Reply.ALL_HIDDEN))
+    bench.clock.time_s += 0.25
+    bench.run()
+    assert _times(bench.last(2))[:2] == (0, 250_000)
 
 
 def test_books_are_checked_for_a_hundredth_of_the_time_at_most(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,7 +145,12 @@ def test_a_command_arrives_as_it_was_sent(command: messages.Command) -> None:
 
 @pytest.mark.parametrize(
     "event",
-    [Output(5, 1, b"abc", False, 7, 8), Failure(2**33, ErrorCode.OVERLOADED, "busy", 0.5), Evicted(None), Evicted(4)],
+    [
+        Output(5, 1, b"abc", False, 7, 8, 9),
+        Failure(2**33, ErrorCode.OVERLOADED, "busy", 0.5),
+        Evicted(None),
+        Evicted(4),
+    ],
     ids=str,
 )
 def test_an_event_arrives_as_it_was_said(event: Output | Failure | Evicted) -> None:

@@ -35,8 +35,8 @@ def step(rows: int = 1, seq: int = 1) -> Step:
     )  # fmt: skip
 
 
-def answer(*, last: bool = True, rows: int = 1, queue_us: int = 0, compute_us: int = 0) -> Output:
-    return Output(1, rows, b"", last, queue_us, compute_us)
+def answer(*, last: bool = True, rows: int = 1, queue_us: int = 0, sweep_us: int = 0, compute_us: int = 0) -> Output:
+    return Output(1, rows, b"", last, queue_us, sweep_us, compute_us)
 
 
 class Watched:
@@ -117,7 +117,7 @@ def test_a_reply_ends_with_the_next_with_its_session_or_in_silence() -> None:
     ):
         it.watch.configured(configure(), now_s)
         it.watch.submitted(step(5), now_s)
-        it.watch.answered(answer(queue_us=250_000, compute_us=500_000), now_s + 1)
+        it.watch.answered(answer(queue_us=250_000, sweep_us=125_000, compute_us=500_000), now_s + 1)
         it.watch.swept(now_s + SILENCE_S)  # not silent for long enough
         before = len(it.replies)
         end()
@@ -125,7 +125,12 @@ def test_a_reply_ends_with_the_next_with_its_session_or_in_silence() -> None:
         reply = it.replies[-1]
         assert (reply.session, reply.rows, reply.answers, reply.outcome) == (7, 5, 1, "ok")
         assert (reply.start_s, reply.first_answer_s, reply.end_s) == (now_s, now_s + 1, now_s + 1)
-        assert [(part.name, part.end_s - part.start_s) for part in reply.parts] == [("queue", 0.25), ("back", 0.5)]
+        assert [(part.name, part.end_s - part.start_s) for part in reply.parts] == [
+            ("queue", 0.25),
+            ("sweep", 0.125),
+            ("back", 0.5),
+        ]
+        assert (reply.queue_s, reply.sweep_s, reply.back_s) == (0.25, 0.125, 0.5)
     it.watch.configured(configure(generated=(1,)), 90.0)
     it.watch.submitted(step(), 90.0)
     it.watch.configured(configure(generated=(1, 2)), 91.0)  # the same reply on another stream

@@ -635,8 +635,8 @@ def test_submissions_without_a_loss_go_through_with_a_number_of_their_own() -> N
     step = ids_step([1, 2], seq=7, generate=1)
     assert [order.action for order in rebuilder.submit(1, step).orders] == [Submit(replace(step, seq=FIRST_NUMBER))]
     assert rebuilder.on_event(1, Output(7, 1, bytes(4), True)).events == []
-    output = Output(FIRST_NUMBER, 1, bytes(4), True, 3, 4)
-    assert rebuilder.on_event(1, output).events == [(1, Output(7, 1, bytes(4), True, 3, 4))]
+    output = Output(FIRST_NUMBER, 1, bytes(4), True, 3, 4, 5)
+    assert rebuilder.on_event(1, output).events == [(1, Output(7, 1, bytes(4), True, 3, 4, 5))]
     assert rebuilder.on_event(1, output).events == []
     assert rebuilder.on_event(2, output).events == []
     assert rebuilder.submit(2, step).events[0][1] == Failure(

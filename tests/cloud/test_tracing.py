@@ -27,6 +27,7 @@ RECORD = ReplyRecord(
     rows=9,
     answers=5,
     queue_s=0.5,
+    sweep_s=0.125,
     back_s=1.5,
     rebuild_s=0.25,
     outcome="ok",
@@ -64,6 +65,7 @@ def test_a_span_says_what_was_done_and_nothing_that_singles_out() -> None:
     assert dict(reply.attributes) == {
         "splitglm.session": 7, "splitglm.class": "sheddable", "splitglm.arm": "ushape", "splitglm.s": 1,
         "splitglm.t": 3, "splitglm.codec": "bf16", "splitglm.rows": 9, "splitglm.answers": 5, "splitglm.queue_s": 0.5,
+        "splitglm.sweep_s": 0.125,
         "splitglm.back_s": 1.5, "splitglm.rebuild_s": 0.25, "splitglm.outcome": "ok",
     }  # fmt: skip
 

@@ -1,6 +1,6 @@
-"""Records tests/vectors/splitglm-2.json: one session per suite, for this and other clients to reproduce.
+"""Records tests/vectors/splitglm-3.json: one session per suite, for this and other clients to reproduce.
 
-    python tests/security/record_transcript.py > tests/vectors/splitglm-2.json
+    python tests/security/record_transcript.py > tests/vectors/splitglm-3.json
 
 Run it only for a new protocol version: the file is frozen, and a change of it is a change of the protocol. The device's
 side is fixed by seeds and reproducible to the byte. The cloud's message 2 is random (ML-KEM encapsulation cannot be
@@ -93,4 +93,4 @@ def record(suite: Suite) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"protocol": "splitglm/2", "sessions": [record(suite) for suite in Suite]}, indent=1))
+    print(json.dumps({"protocol": "splitglm/3", "sessions": [record(suite) for suite in Suite]}, indent=1))

@@ -1,4 +1,4 @@
-"""The frozen transcript: what this release says and understands is what protocol version 2 says, byte for byte."""
+"""The frozen transcript: what this release says and understands is what protocol version 3 says, byte for byte."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from splitglm_security.handshake import Hello, Initiator, Responder, Suite
 from splitglm_security.keys import NodeKey, PairingCode, parse_public_key
 from splitglm_security.psk_ring import PskRing
 
-PATH = Path(__file__).parents[1] / "vectors" / "splitglm-2.json"
+PATH = Path(__file__).parents[1] / "vectors" / "splitglm-3.json"
 DOCUMENT = json.loads(PATH.read_text())
 SESSIONS = {session["noise_name"]: session for session in DOCUMENT["sessions"]}
 
@@ -49,7 +49,7 @@ def check_records(session: dict[str, Any], channel: Channel, *, says: str, hears
 
 
 def test_the_file_covers_both_suites() -> None:
-    assert DOCUMENT["protocol"] == "splitglm/2"
+    assert DOCUMENT["protocol"] == "splitglm/3"
     assert set(SESSIONS) == {suite.noise_name for suite in Suite}
 
 
@@ -97,5 +97,5 @@ def test_the_transcript_is_frozen() -> None:
     # Changing the file and the code together would pass everything above and break every client out there.
     assert (
         hashlib.sha256(PATH.read_bytes()).hexdigest()
-        == "76476d7ff8b2328eac7eea1b9815bdd897deea1817f254a6f9302044b957ffcc"
+        == "b04605318eb7f206ff82ee19697af2af3e1dbf3598abd478f4829e281f1c9ef4"
     )

@@ -158,7 +158,7 @@ class Engine:
             out = pack(slot.kv[-1:])
         if last:
             slot.run = None
-        return Output(step.seq, len(out) // 4, out, last, queue_us=2, compute_us=3)
+        return Output(step.seq, len(out) // 4, out, last, queue_us=2, sweep_us=4, compute_us=3)
 
 
 def samples_on_device(plan: SplitPlan) -> bool:

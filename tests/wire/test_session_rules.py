@@ -465,7 +465,7 @@ def test_a_generation_is_checked_part_by_part() -> None:
     with pytest.raises(ProtocolError):
         machine.receive(replace(two, index=2))
     end = replace(two, index=2, last=True, rows=0, payload=b"")
-    assert machine.receive(end)[0] == [StepDone(ticket, step.base + 2, 2, 0.0, 0.0)]
+    assert machine.receive(end)[0] == [StepDone(ticket, step.base + 2, 2, 0.0, 0.0, 0.0)]
 
 
 @pytest.mark.parametrize("state", [State.BROKEN, State.CLOSED, State.REOPENING])

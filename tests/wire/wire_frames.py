@@ -93,6 +93,7 @@ RESULT = st.builds(
     kv_length=U32,
     rows=st.integers(0, MAX_ROWS),
     queue_us=U32,
+    sweep_us=U32,
     compute_us=U32,
     payload=st.binary(max_size=300),
 )
@@ -167,6 +168,7 @@ def one_of_each() -> list[Frame]:
             kv_length=9,
             rows=1,
             queue_us=1,
+            sweep_us=3,
             compute_us=2,
             payload=b"\x07\0\0\0",
         ),

@@ -48,6 +48,7 @@ class Carousel:
         self._soonest_deadline_s = math.inf
         self._position = 0
         self._sweeps = 0
+        self._sweep_began_s = -math.inf
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -69,6 +70,11 @@ class Carousel:
     def sweeps(self) -> int:
         """Sweeps begun."""
         return self._sweeps
+
+    @property
+    def sweep_began_s(self) -> float:
+        """When the newest of them began: whoever boards now has since waited for it to come round."""
+        return self._sweep_began_s
 
     def add(self, work: Work, now_s: float) -> None:
         """Let ``work`` wait for its layer. A session's next work comes only after its last one has left."""
@@ -182,6 +188,7 @@ class Carousel:
         """With nobody aboard: go to the first boarding layer and give out the places of the whole sweep."""
         self._settle()
         self._sweeps += 1
+        self._sweep_began_s = now_s
         self._position = min(self._stops)
         self._idle = False
         self._passed.clear()

@@ -243,7 +243,7 @@ class Engine:
             self._fail(slot, error)
             return
         run.part, run.base = work.rows, work.base
-        run.queue_s += now_s - run.offered_s
+        run.boarded(now_s, self._carousel.sweep_began_s)
 
     def _hold(self, slot: Slot, run: Run, positions: int, now_s: float) -> bool:
         """Pages for so many positions. Where there are none the step waits for them, or fails."""

@@ -33,6 +33,9 @@ class Run:
 
     Attributes:
         offered_s: when its next part was handed to the scheduler.
+        queue_s: waiting until the sweep began in which it rode; 0 when it boarded the one under way.
+        sweep_s: waiting from then (or from its arrival, if that came later) for that sweep to reach its first layer.
+        compute_s: riding.
         inputs: all rows of the step, token ids or hidden states; decoded when the first part boards.
         done: rows that have passed every layer.
         part: rows that are aboard now; 0 while the step waits.
@@ -53,6 +56,7 @@ class Run:
     generated: int = 0
     aborted: bool = False
     queue_s: float = 0.0
+    sweep_s: float = 0.0
     compute_s: float = 0.0
 
     @property
@@ -65,11 +69,17 @@ class Run:
         few = self.step.rows <= DECODE_ROWS and self.step.reply is not Reply.ACK
         return few or self.generated > 0
 
-    def times_us(self) -> tuple[int, int]:
-        """Queue and compute time since they were last told: a device adds up the parts of a reply."""
-        told = int(1e6 * self.queue_s), int(1e6 * self.compute_s)
-        self.queue_s = self.compute_s = 0.0
-        return told
+    def boarded(self, now_s: float, sweep_began_s: float) -> None:
+        """The wait of the next part is over: split it at the time when the sweep began in which it rides."""
+        left_s = max(self.offered_s, sweep_began_s)
+        self.queue_s += left_s - self.offered_s
+        self.sweep_s += now_s - left_s
+
+    def times_us(self) -> tuple[int, int, int]:
+        """Queue, sweep and compute time since they were last told: a device adds up the parts of a reply."""
+        queue_us, sweep_us, compute_us = (int(1e6 * s) for s in (self.queue_s, self.sweep_s, self.compute_s))
+        self.queue_s = self.sweep_s = self.compute_s = 0.0
+        return queue_us, sweep_us, compute_us
 
 
 @dataclass(slots=True, eq=False)

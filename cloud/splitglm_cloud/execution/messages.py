@@ -123,6 +123,7 @@ class OutputOf(Message, frozen=True, tag="output"):
     at: Count | None
     last: bool
     queue_us: int
+    sweep_us: int
     compute_us: int
 
 
@@ -271,6 +272,7 @@ def report_of(epoch: int, session: int, event: Event, at: int | None) -> OutputO
             at=at,
             last=event.last,
             queue_us=event.queue_us,
+            sweep_us=event.sweep_us,
             compute_us=event.compute_us,
         )
     if isinstance(event, Failure):
@@ -281,7 +283,8 @@ def report_of(epoch: int, session: int, event: Event, at: int | None) -> OutputO
 
 def event_of(report: OutputOf | FailureOf | EvictedOf, payload: bytes) -> Event:
     if isinstance(report, OutputOf):
-        return Output(report.seq, report.rows, payload, report.last, report.queue_us, report.compute_us)
+        times = report.queue_us, report.sweep_us, report.compute_us
+        return Output(report.seq, report.rows, payload, report.last, *times)
     if isinstance(report, FailureOf):
         return Failure(report.seq, report.code, report.text, report.retry_after_s)
     return Evicted(report.seq)

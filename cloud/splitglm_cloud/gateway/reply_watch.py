@@ -27,7 +27,7 @@ MAX_PARTS: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A stretch of a reply's time: ``queue``, ``back`` or ``rebuild``."""
+    """A stretch of a reply's time: ``queue``, ``sweep``, ``back`` or ``rebuild``."""
 
     name: str
     start_s: float
@@ -53,6 +53,7 @@ class ReplyRecord:
     rows: int
     answers: int
     queue_s: float
+    sweep_s: float
     back_s: float
     rebuild_s: float
     outcome: str
@@ -70,6 +71,7 @@ class _Reply:
     rows: int = 0
     answers: int = 0
     queue_s: float = 0.0
+    sweep_s: float = 0.0
     back_s: float = 0.0
     rebuild_s: float = 0.0
     outcome: str = "ok"
@@ -130,19 +132,23 @@ class ReplyWatch:
 
     def answered(self, output: Output, now_s: float) -> None:
         """A part of the running step's answer."""
-        queue_s, back_s = output.queue_us * 1e-6, output.compute_us * 1e-6
-        self._metrics.in_stage["queue"].observe(queue_s)
-        self._metrics.in_stage["back"].observe(back_s)
+        queue_s, sweep_s, back_s = (1e-6 * us for us in (output.queue_us, output.sweep_us, output.compute_us))
+        for stage, seconds in (("queue", queue_s), ("sweep", sweep_s), ("back", back_s)):
+            self._metrics.in_stage[stage].observe(seconds)
         reply, step_s = self._reply, self._step_s
         if reply is None or step_s is None:
             return
         reply.queue_s += queue_s
+        reply.sweep_s += sweep_s
         reply.back_s += back_s
         reply.end_s = now_s
         if self._on_reply is not None:
+            boarded_s = now_s - back_s
             if output.queue_us:
-                reply.part("queue", now_s - back_s - queue_s, now_s - back_s)
-            reply.part("back", now_s - back_s, now_s)
+                reply.part("queue", boarded_s - sweep_s - queue_s, boarded_s - sweep_s)
+            if output.sweep_us:
+                reply.part("sweep", boarded_s - sweep_s, boarded_s)
+            reply.part("back", boarded_s, now_s)
         if output.rows > FEW_ROWS:
             reply.prompt_s = now_s
         elif output.rows and reply.first_s is None:
@@ -205,6 +211,7 @@ class ReplyWatch:
                     rows=reply.rows,
                     answers=reply.answers,
                     queue_s=reply.queue_s,
+                    sweep_s=reply.sweep_s,
                     back_s=reply.back_s,
                     rebuild_s=reply.rebuild_s,
                     outcome=reply.outcome,
