@@ -204,7 +204,8 @@ def _transitions(path: NDArray[np.int64], lengths: Sequence[int], states: int) -
     shares = counts.sum(axis=1) / counts.sum()
     jump = 1.0 / len(path)
     mixed: Rates = (1.0 - jump) * likely + jump * shares
-    return mixed / mixed.sum(axis=1, keepdims=True)
+    mixed /= mixed.sum(axis=1, keepdims=True)
+    return mixed
 
 
 def _quantiles(rates: Rates) -> tuple[float, ...]:

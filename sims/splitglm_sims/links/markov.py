@@ -190,7 +190,8 @@ def stationary(chances: NDArray[np.float64]) -> NDArray[np.float64]:
     system = np.vstack([chances.T - np.eye(count), np.ones(count)])
     solved = np.linalg.lstsq(system, np.concatenate([np.zeros(count), [1.0]]), rcond=None)[0]
     shares: NDArray[np.float64] = np.clip(solved, 0.0, None)
-    return shares / shares.sum()
+    shares /= shares.sum()
+    return shares
 
 
 def check_quantiles(name: str, values: tuple[float, ...], high: float) -> None:
