@@ -13,28 +13,13 @@ import platformdirs
 from splitglm_core.errors import InputError, LinkError, ProtocolError
 from splitglm_edge.link import CloudLink
 from splitglm_edge.timeouts import Timeouts
-from splitglm_partitioner.estimators import MAX_AGE_S, RTT_ALPHA, LinkEstimator
-from splitglm_partitioner.observations import Direction
+from splitglm_partitioner.link_estimator import FRESH_S, PROBE_BYTES, LinkEstimator
+from splitglm_partitioner.observations import Direction, RoundTrip, Transfer
 from splitglm_partitioner.profiles import CloudProfile, LinkEstimate
+from splitglm_partitioner.rates import MAX_AGE_S
+from splitglm_partitioner.round_trips import RTT_ALPHA
 from splitglm_security.keys import parse_public_key
 from splitglm_security.trust import PinStore, Trust, TrustPolicy
-
-_START = LinkEstimate(
-    uplink_bytes_per_s=1e6,
-    downlink_bytes_per_s=1e6,
-    rtt_s=0.05,
-    overhead_s=0.0006,
-    uplink_rel_error=1.0,
-    downlink_rel_error=1.0,
-    rtt_var_s=0.025,
-)
-"""Before the first probe: an ordinary home link, believed within a factor of two."""
-
-_FRESH_S = 5.0
-"""A round trip measured this recently stands: asking again would put one in front of every reply's first token."""
-
-_PROBE_BYTES = 32 << 10
-"""Long enough to tell 2 Mbit/s (130 ms) from 100 Mbit/s, short enough to be paid once per connection."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +63,7 @@ class CloudConnection:
         self._retired: list[CloudLink] = []  # draining: sessions on them may still be answered
         self._refused: tuple[float, LinkError] | None = None
         self._closed = False
-        self._estimator = LinkEstimator(_START)
+        self._estimator = LinkEstimator()
         self._profile: CloudProfile | None = None
         self._max_context = 0
         self._asked_s = float("-inf")  # when the round trip was last measured
@@ -151,7 +136,7 @@ class CloudConnection:
         link = self.link()
         with self._lock:
             now_s = time.monotonic()
-            if now_s - self._asked_s < _FRESH_S:
+            if now_s - self._asked_s < FRESH_S:
                 return self._estimator.estimate(now_s)
         try:
             rtt_s = self._ping(link)
@@ -161,7 +146,7 @@ class CloudConnection:
             rtt_s = self._ping(self.link())  # that it died unnoticed since it was last used says nothing about now
         with self._lock:
             now_s = time.monotonic()
-            self._estimator.observe_rtt(rtt_s, now_s)
+            self._estimator.observe(RoundTrip(at_s=now_s, seconds=rtt_s))
             self._asked_s = now_s
             return self._estimator.estimate(now_s)
 
@@ -213,12 +198,15 @@ class CloudConnection:
         link.ping()
         rtt_s = min(link.ping(), link.ping())
         now_s = self._asked_s = time.monotonic()
-        self._estimator.observe_rtt(rtt_s, now_s)
+        self._estimator.observe(RoundTrip(at_s=now_s, seconds=rtt_s))
         for direction, seconds in (
-            (Direction.UP, link.ping(size=_PROBE_BYTES)),
-            (Direction.DOWN, link.ping(reply_size=_PROBE_BYTES)),
+            (Direction.UP, link.ping(size=PROBE_BYTES)),
+            (Direction.DOWN, link.ping(reply_size=PROBE_BYTES)),
         ):
-            self._estimator.observe_transfer(_PROBE_BYTES, max(1e-6, seconds - rtt_s), direction, now_s)
+            moving_s = max(1e-6, seconds - rtt_s)
+            self._estimator.observe(
+                Transfer(at_s=now_s, direction=direction, transfer_bytes=PROBE_BYTES, seconds=moving_s)
+            )
         estimate = self._estimator.estimate(now_s)
         link.liveness.uplink_bytes_per_s = estimate.uplink_bytes_per_s
         link.liveness.downlink_bytes_per_s = estimate.downlink_bytes_per_s
