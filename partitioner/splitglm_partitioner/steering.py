@@ -4,7 +4,7 @@ The search prices every plan anew for each request, so estimates that waver woul
 
 **Hysteresis: degrade fast, upgrade slowly.** Requests of one kind (privacy, sizes within a factor of two, open session
 or not) have a habit: the arm that served the last of them. To leave the cloud for the device one cheaper price is
-enough: the link or the cloud has got worse, and every further reply would pay for it. To go the other way, or to another
+enough: link or cloud has got worse, and every further reply would pay for it. To go the other way, or to another
 cloud arm, the challenger must be cheaper by ``margin``, or cheaper at all ``patience`` times in a row. So a habit is
 never dearer than ``1 / (1 - margin)`` times the best price, and never for ``patience`` requests of its kind.
 
@@ -12,8 +12,8 @@ never dearer than ``1 / (1 - margin)`` times the best price, and never for ``pat
 the price of trying is in the budget: ``explore_share`` of the value of all replies so far, less what explorations cost
 beyond the best price, counted after they ran. By construction their part of the regret stays below ``explore_share``
 of all cost plus the overshoot of the last one; the rest of the regret is error of prediction, which observations of the
-link, the device and the cloud reduce whichever arm ran, because the arms share those terms. (The budgeted form of forced
-sampling in muLinUCB, arXiv 2102.02638, where an arm that is never chosen is never learnt.)
+link, the device and the cloud reduce whichever arm ran, because the arms share those terms. (The budgeted form of the
+forced sampling in muLinUCB, arXiv 2102.02638, where an arm that is never chosen is never learnt.)
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Kind = tuple[str, int, int, bool]
 
 
 def steer(decision: Decision, guidance: Guidance) -> Decision:
-    """Let habit and budget overrule the cheapest price; ``why`` gains ``steering``: cheapest, kept, switched, explored."""
+    """Let habit and budget overrule the cheapest price; ``why`` gains ``steering=`` and what was done."""
     cheapest = decision.chosen
     explored = _explore(decision, guidance)
     if explored is not None:
