@@ -20,7 +20,8 @@ CLOCK_S = 1e-3
 
 
 class RttEstimator:
-    """SRTT and RTTVAR of RFC 6298. The first sample replaces the start values; so do the samples after a change."""
+    """SRTT and RTTVAR of RFC 6298. The first sample replaces the start values, and the median
+    of the samples since a change what was before it."""
 
     def __init__(self, *, start_s: float, start_var_s: float) -> None:
         self._samples = 0
@@ -43,9 +44,9 @@ class RttEstimator:
         if not kept:
             self._smooth(seconds)
             return False
+        # Their median: the run that showed the change may hold one sample from before it.
         self._samples = 0
-        for sample in list(self._recent)[-kept:]:
-            self._smooth(sample)
+        self._smooth(median(list(self._recent)[-kept:]))
         return True
 
     def _smooth(self, seconds: float) -> None:

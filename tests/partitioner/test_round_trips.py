@@ -39,7 +39,8 @@ def test_roaming_to_a_fourfold_round_trip_or_back_is_followed_within_three_sampl
     for sample in before:
         rtt.observe(sample)
     then = rtt.srtt_s * factor
-    assert any([rtt.observe(then) for _ in range(3)])
+    changes = [rtt.observe(then) for _ in range(3)]
+    assert any(changes)
     assert rtt.srtt_s == pytest.approx(then, rel=0.05)
     assert rtt.var_s <= then / 2
 
@@ -57,7 +58,8 @@ def test_jitter_below_a_millisecond_is_no_change() -> None:
     rtt = RttEstimator(start_s=1e-4, start_var_s=0.0)
     for _ in range(5):
         rtt.observe(1e-4)
-    assert not any([rtt.observe(3e-4) for _ in range(10)])
+    changes = [rtt.observe(3e-4) for _ in range(10)]
+    assert not any(changes)
 
 
 @pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf")])
