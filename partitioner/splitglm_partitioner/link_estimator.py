@@ -23,6 +23,8 @@ RATES_FRESH_S = 60.0
 PROBE_BYTES = 32 << 10
 # Most of the time that questions may take: on a slow link they are asked less often.
 PROBE_SHARE = 0.02
+# The same once the link has changed since the last answer.
+CHANGED_PROBE_SHARE = 0.1
 # An exchange after a rest is an ordinary one when it exceeds the round trip by no more than this, or 4 RTTVAR.
 MIN_JITTER_SHARE = 0.25
 
@@ -135,7 +137,8 @@ class LinkEstimator:
         """What is worth asking now, and why.
 
         An exchange that anybody told of counts as an answer, so a link in use is not asked. A question is put no
-        sooner than its own cost allows: it takes at most ``PROBE_SHARE`` of the time, whatever it finds.
+        sooner than its own cost allows: it takes at most ``PROBE_SHARE`` of the time on a link that stays as it is, and
+        ``CHANGED_PROBE_SHARE`` on one that keeps changing.
         """
         link = self.estimate(now_s)
         trip_s = link.rtt_s + link.overhead_s
@@ -161,11 +164,9 @@ class LinkEstimator:
         if newest_s is None:
             return f"{what} was never measured"
         age_s = now_s - newest_s
-        if age_s < cost_s / PROBE_SHARE:
-            return ""
-        if self._outdated(newest_s):
+        if self._outdated(newest_s) and age_s >= cost_s / CHANGED_PROBE_SHARE:
             return f"the link changed after {what} was measured"
-        return f"{what} was measured {age_s:.0f} s ago" if age_s > fresh_s else ""
+        return f"{what} was measured {age_s:.0f} s ago" if age_s > max(fresh_s, cost_s / PROBE_SHARE) else ""
 
     def _window_bytes(self, uplink_bytes_per_s: float, now_s: float) -> int | None:
         if not self._slow_start.seen:
