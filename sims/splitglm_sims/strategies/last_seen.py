@@ -1,0 +1,48 @@
+"""Link and cloud as last seen: no smoothing, no prediction, for strategies whose papers use just that."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from splitglm_partitioner.bounds import MAX_BYTES_PER_S
+from splitglm_partitioner.observations import CloudStep, Direction, Observation, RoundTrip, Transfer
+from splitglm_partitioner.rates import MIN_TRANSFER_BYTES
+from splitglm_partitioner.request import Situation
+
+
+class LastSeen:
+    """The last rate of each direction, the last round trip, the last wait in the cloud."""
+
+    def __init__(self) -> None:
+        self._rates: dict[Direction, float] = {}
+        self._rtt_s: float | None = None
+        self._queue_s: float | None = None
+        self.rate_at_s: float | None = None
+        """When the uplink's rate was last seen."""
+
+    def observe(self, observation: Observation) -> None:
+        """Keep what it says. Transfers too small to tell a rate (they measure the round trip) are left out."""
+        if isinstance(observation, Transfer):
+            if observation.transfer_bytes >= MIN_TRANSFER_BYTES and observation.seconds > 0.0:
+                rate = observation.transfer_bytes / observation.seconds
+                self._rates[observation.direction] = min(max(rate, 1.0), MAX_BYTES_PER_S)
+                if observation.direction is Direction.UP:
+                    self.rate_at_s = observation.at_s
+        elif isinstance(observation, RoundTrip):
+            self._rtt_s = observation.seconds
+        elif isinstance(observation, CloudStep):
+            self._queue_s = observation.queue_s
+
+    def apply(self, situation: Situation) -> Situation:
+        """``situation`` with what was seen in place of what was profiled."""
+        link, cloud = situation.link, situation.cloud
+        if link is not None:
+            link = replace(
+                link,
+                uplink_bytes_per_s=self._rates.get(Direction.UP, link.uplink_bytes_per_s),
+                downlink_bytes_per_s=self._rates.get(Direction.DOWN, link.downlink_bytes_per_s),
+                rtt_s=link.rtt_s if self._rtt_s is None else self._rtt_s,
+            )
+        if cloud is not None and self._queue_s is not None:
+            cloud = replace(cloud, queue_s=self._queue_s)
+        return replace(situation, link=link, cloud=cloud)
