@@ -224,7 +224,7 @@ def test_errors_that_are_kept_do_not_keep_what_their_callers_hold(
     """A kept and raised error would collect frames, and with them replies: freed under whichever lock replaces it."""
     agent = agent_over(timeouts=Timeouts(connect_s=1.0, silence_s=0.5, rejoin_s=0.0))
     assert agent._cloud is not None
-    monkeypatch.setattr(connection, "_FRESH_S", 0.0)  # every estimate asks the link
+    monkeypatch.setattr(connection, "FRESH_S", 0.0)  # every estimate asks the link
     broken = agent._cloud.link()
     link.blackhole(next(iter(link._shapes)))
     link.reset_all()
@@ -264,8 +264,8 @@ def test_a_fresh_round_trip_is_not_measured_again(
     live = agent._cloud.link()
     before = live.bytes_up
     first = agent.link()[0]
-    assert live.bytes_up == before and agent.link()[0] == first
-    monkeypatch.setattr(connection, "_FRESH_S", 0.0)
+    assert live.bytes_up == before and agent.link()[0].rtt_s == first.rtt_s
+    monkeypatch.setattr(connection, "FRESH_S", 0.0)
     agent.link()
     assert live.bytes_up > before
 

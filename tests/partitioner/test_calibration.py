@@ -1,0 +1,147 @@
+"""Calibration: a lasting bias is learnt slowly and within bounds; what estimators explain is not learnt again."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from splitglm_core.errors import InputError
+from splitglm_core.plan import Arm, SplitPlan
+from splitglm_partitioner.calibration import MAX_FACTOR, Calibration, Factors, Residuals
+from splitglm_partitioner.observations import Outcome, ReplyEnded
+
+DEVICE, CLOUD = SplitPlan.device_only(4), SplitPlan.cloud_only(4)
+
+
+def ended(
+    ttft: float = 1.0,
+    per_token: float = 1.0,
+    *,
+    plan: SplitPlan = DEVICE,
+    predicted_ttft_s: float = 0.5,
+    predicted_per_token_s: float = 0.05,
+    bare: tuple[float, float] = (0.5, 0.05),
+    tokens: int = 11,
+) -> ReplyEnded:
+    """A reply that took ``ttft`` and ``per_token`` times what the bare model says."""
+    first_s = ttft * bare[0]
+    outcome = Outcome(
+        ttft_s=first_s,
+        total_s=first_s + (tokens - 1) * per_token * bare[1],
+        new_tokens=tokens,
+        uplink_bytes=0,
+        downlink_bytes=0,
+    )
+    return ReplyEnded(
+        at_s=0.0,
+        plan=plan,
+        genre="chat",
+        max_new_tokens=tokens,
+        predicted_ttft_s=predicted_ttft_s,
+        predicted_per_token_s=predicted_per_token_s,
+        outcome=outcome,
+    )
+
+
+def test_before_any_reply_the_model_is_believed() -> None:
+    assert Calibration().factors(Arm.CLOUD) == Factors()
+    assert Calibration().residuals(Arm.CLOUD) == (Residuals(), Residuals())
+
+
+@pytest.mark.parametrize("bias", [0.7, 1.3, 1.6])
+def test_a_lasting_bias_is_learnt_from_bare_predictions(bias: float) -> None:
+    calibration = Calibration()
+    for _ in range(80):
+        calibration.observe(ended(bias, 1.0))
+    factors = calibration.factors(Arm.DEVICE)
+    assert factors.ttft == pytest.approx(bias, rel=0.05)
+    assert factors.per_token == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("bias", [0.7, 1.3, 1.6])
+def test_applying_the_factors_removes_the_bias_and_does_not_compound_it(bias: float) -> None:
+    calibration = Calibration()
+    for _ in range(80):
+        applied = calibration.factors(Arm.DEVICE)
+        stated = ended(bias, bias, predicted_ttft_s=0.5 * applied.ttft, predicted_per_token_s=0.05 * applied.per_token)
+        calibration.observe(stated, applied=applied)
+    assert calibration.factors(Arm.DEVICE).ttft == pytest.approx(bias, rel=0.05)
+    assert calibration.factors(Arm.DEVICE).per_token == pytest.approx(bias, rel=0.05)
+
+
+def test_few_replies_are_believed_little_and_one_outlier_hardly() -> None:
+    calibration = Calibration()
+    calibration.observe(ended(1000.0))
+    assert 1.0 < calibration.factors(Arm.DEVICE).ttft < 1.03
+    steady = Calibration()
+    for _ in range(30):
+        steady.observe(ended(1.0))
+    steady.observe(ended(1000.0))
+    assert steady.factors(Arm.DEVICE).ttft < 1.03
+
+
+def test_a_reply_in_which_an_estimator_found_a_change_is_counted_but_not_learnt_from() -> None:
+    calibration = Calibration()
+    for _ in range(20):
+        calibration.observe(ended(2.0, 2.0), settled=False)
+    assert calibration.factors(Arm.DEVICE) == Factors()
+    ttft, per_token = calibration.residuals(Arm.DEVICE)
+    assert ttft.count == per_token.count == 20
+    assert ttft.mean_abs_pct_error == pytest.approx(50.0)
+    assert ttft.mean_log_ratio == pytest.approx(math.log(2.0))
+
+
+def test_a_load_that_the_estimators_follow_leaves_hardly_a_trace() -> None:
+    """The first reply under a threefold load slips through; from then on predictions contain the load."""
+    calibration = Calibration()
+    for _ in range(20):
+        calibration.observe(ended(1.0, 1.0))
+    calibration.observe(ended(3.0, 3.0))
+    for _ in range(10):
+        calibration.observe(ended(3.0, 3.0, predicted_ttft_s=1.5, predicted_per_token_s=0.15))
+    assert calibration.factors(Arm.DEVICE).ttft == pytest.approx(1.0, abs=0.01)
+
+
+def test_arms_are_kept_apart() -> None:
+    calibration = Calibration()
+    for _ in range(10):
+        calibration.observe(ended(1.5, plan=CLOUD))
+    assert calibration.factors(Arm.CLOUD).ttft > 1.1
+    assert calibration.factors(Arm.DEVICE) == Factors()
+
+
+def test_the_error_that_is_exported_is_relative_to_what_happened() -> None:
+    calibration = Calibration()
+    calibration.observe(ended(2.0, 1.0))
+    calibration.observe(ended(1.0, 0.5))
+    ttft, per_token = calibration.residuals(Arm.DEVICE)
+    assert (ttft.count, ttft.mean_abs_pct_error) == (2, pytest.approx(25.0))
+    assert per_token.mean_abs_pct_error == pytest.approx(50.0)
+    assert per_token.mean_log_ratio == pytest.approx(-math.log(2.0) / 2)
+
+
+def test_a_reply_of_one_token_says_nothing_on_further_ones() -> None:
+    calibration = Calibration()
+    calibration.observe(ended(tokens=1))
+    ttft, per_token = calibration.residuals(Arm.DEVICE)
+    assert (ttft.count, per_token.count) == (1, 0)
+
+
+@given(st.lists(st.tuples(st.floats(0.0, 1e3), st.floats(0.0, 1e3), st.booleans()), max_size=60))
+def test_whatever_happens_factors_stay_within_their_bounds_and_move_little_at_a_time(
+    replies: list[tuple[float, float, bool]],
+) -> None:
+    calibration, before = Calibration(), Factors()
+    for ttft, per_token, settled in replies:
+        calibration.observe(ended(ttft, per_token), settled=settled)
+        now = calibration.factors(Arm.DEVICE)  # Factors checks its own range
+        assert abs(math.log(now.ttft / before.ttft)) < 0.15
+        before = now
+
+
+def test_factors_out_of_range_are_refused() -> None:
+    with pytest.raises(InputError):
+        Factors(ttft=MAX_FACTOR * 1.01)
