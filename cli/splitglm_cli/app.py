@@ -22,6 +22,7 @@ from splitglm_cli import (
     rm,
     run,
     show,
+    sim,
     top,
 )
 from splitglm_core.version import VERSION
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 cloud_app = typer.Typer(help="The cloud's half.", rich_markup_mode=None)
 keys_app = typer.Typer(help="Identity keys, pins and pairing.", rich_markup_mode=None)
+sim_app = typer.Typer(help="Simulated studies: which strategy is best where.", rich_markup_mode=None)
 
 
 def _version(value: bool) -> None:
@@ -80,3 +82,8 @@ app.command("top")(top.top)
 app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)
 app.command("load")(load.load)
+sim_app.command("run")(sim.run)
+sim_app.command("compare")(sim.compare)
+sim_app.command("list")(sim.list_all)
+sim_app.callback(invoke_without_command=True)(_help_without_verb)
+app.add_typer(sim_app, name="sim")

@@ -25,6 +25,7 @@ READER_GONE: Final = 1
 INTERRUPTED: Final = status_of(KeyboardInterrupt()).exit_code
 # These hold weights in memory for more than a moment.
 _LONG_RUNNING: Final = ("run", "chat", "demo", "cloud")
+_FOR_SIMULATION: Final = ("simpy", "matplotlib")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,7 +105,8 @@ def as_ours(error: BaseException) -> SplitGlmError | None:
         return DeviceError("this machine has not enough memory", "use --precision int4, or a smaller --context")
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "a package").partition(".")[0]
-        return DeviceError(f"the package {package} is not installed", "pip install 'splitglm[edge,cloud]'")
+        extra = "sims" if package in _FOR_SIMULATION else "edge,cloud"
+        return DeviceError(f"the package {package} is not installed", f"pip install 'splitglm[{extra}]'")
     return None
 
 

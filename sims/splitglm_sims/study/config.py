@@ -8,6 +8,7 @@ import math
 import tomllib
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any, Final
 
 from splitglm_core.errors import InputError
@@ -32,6 +33,14 @@ class Role(Enum):
     SIDE = "side"  # one of the two single sides: device-only or cloud-only; also a fixed arm
     FIXED = "fixed"  # a fixed arm; the best of them in hindsight is a yardstick
     RIVAL = "rival"  # anything else
+
+
+class Compare(Enum):
+    """Of which strategies' requests the best plan is found too. It takes dozens of times as long as the request."""
+
+    NONE = "none"
+    JUDGED = "judged"
+    ALL = "all"
 
 
 class RttSource(Enum):
@@ -120,6 +129,28 @@ class StrategyEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Conditions:
+    """What makes a world less than ideal; the courses are those of ``presets.courses``.
+
+    Attributes:
+        heat: the device heats up and slows down.
+        background: other programs come and go on it.
+        cloud_load: the cloud of a lone device has quiet and busy spells.
+        device_jitter, cloud_jitter: sigma of the log-normal factor of a request's passes, and of each step.
+    """
+
+    heat: bool = False
+    background: bool = False
+    cloud_load: bool = False
+    device_jitter: float = 0.0
+    cloud_jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("device_jitter", "cloud_jitter"):
+            _require(0.0 <= getattr(self, name) <= 2.0, f"{name} must lie in [0, 2]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StudyConfig:
     """A study.
 
@@ -134,7 +165,10 @@ class StudyConfig:
         privacy: of every request, one row of cells each; empty leaves each request its own.
         deadlines: whether requests keep those of their workload.
         objective: what all are to minimise and are judged by.
-        compare: look for the best plan of each request (clairvoyant regret).
+        conditions: of device and cloud.
+        fixed_arms: let every fixed arm that the situation has take part.
+        compare: for whom the best plan of each request is found (clairvoyant regret).
+        drafters: that the device has, by their names in the acceptance table.
         devices: empty for a lone device whose cloud's load comes from outside; else how many devices share a cloud,
             one row of cells each.
     """
@@ -152,7 +186,10 @@ class StudyConfig:
     privacy: tuple[Privacy, ...] = ()
     deadlines: bool = False
     objective: Objective = field(default_factory=Objective)
-    compare: bool = False
+    conditions: Conditions = field(default_factory=Conditions)
+    fixed_arms: bool = False
+    compare: Compare = Compare.NONE
+    drafters: tuple[str, ...] = ()
     devices: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -164,7 +201,8 @@ class StudyConfig:
         _require(self.seconds is None or 0.0 < self.seconds <= MAX_SECONDS, "seconds lie in (0, 30 days]")
         _require(all(1 <= n <= MAX_DEVICES for n in self.devices), f"devices lie in [1, {MAX_DEVICES}]")
         _require(not self.devices or self.requests is None, "a crowd's length is given in seconds")
-        _require(not (self.devices and self.compare), "compare is for a lone device: a crowd's worlds differ by choice")
+        alone = not self.devices or self.compare is Compare.NONE
+        _require(alone, "compare is for a lone device: in a crowd one choice changes the world of the others")
         named: dict[str, list[object]] = {
             "seeds": list(self.seeds),
             "links": [link.name for link in self.links],
@@ -175,9 +213,14 @@ class StudyConfig:
         for what, names in named.items():
             _require(bool(names), f"{what} is empty")
             _require(len(set(names)) == len(names), f"{what} names one twice")
+        _require(len(set(self.drafters)) == len(self.drafters), "drafters names one twice")
         _require(len(set(self.devices)) == len(self.devices), "devices names a number twice")
         cells = math.prod(map(len, named.values())) * max(1, len(self.devices))
         _require(cells <= MAX_CELLS, f"a study has at most {MAX_CELLS} cells, not {cells}")
+
+    def compares(self, strategy: StrategyEntry) -> bool:
+        """Whether the best plans of this strategy's requests are found too."""
+        return self.compare is Compare.ALL or (self.compare is Compare.JUDGED and strategy.role is Role.JUDGED)
 
     @property
     def traces(self) -> tuple[str, ...]:
@@ -188,6 +231,14 @@ class StudyConfig:
     def digest(self) -> str:
         """Twelve hexadecimal digits of what it says (files of traces not included)."""
         return hashlib.sha256(dumps(self).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedStudy:
+    """A study and the folder that its trace files lie in; None for a shipped study that was given none."""
+
+    config: StudyConfig
+    folder: Path | None
 
 
 def parse_study(text: str, where: str) -> StudyConfig:
@@ -209,8 +260,9 @@ def study_of(raw: dict[str, Any], where: str) -> StudyConfig:
         if isinstance(item, dict):
             options.append(_options(item.pop("options"), f"{where}.strategies[{number}].options"))
             item["options"] = []
-    if isinstance(raw.get("objective"), dict):
-        raw["objective"] = _with_defaults(Objective, raw["objective"])
+    for key, part in (("objective", Objective), ("conditions", Conditions)):
+        if isinstance(raw.get(key), dict):
+            raw[key] = _with_defaults(part, raw[key])
     config = read(StudyConfig, _with_defaults(StudyConfig, raw), where)
     strategies = zip(config.strategies, options, strict=True)
     return dataclasses.replace(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from splitglm_core.errors import InputError
 from splitglm_sims.links.fitted import Use, link_class
 from splitglm_sims.presets.shelf import Shelf
-from splitglm_sims.study.config import LinkEntry, StudyConfig, parse_study
+from splitglm_sims.study.config import LinkEntry, LoadedStudy, Role, StrategyEntry, StudyConfig, parse_study
 
 
 class _Studies(Shelf[StudyConfig]):
@@ -20,14 +20,6 @@ class _Studies(Shelf[StudyConfig]):
 
 
 STUDIES: Final = _Studies(kind=StudyConfig, package="splitglm_sims.study", folder="shipped", word="study")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadedStudy:
-    """A study and the folder that its trace files lie in; None for a shipped study that was given none."""
-
-    config: StudyConfig
-    folder: Path | None
 
 
 def load_study(name_or_path: str, *, traces: Path | None = None, seeds: tuple[int, ...] = ()) -> LoadedStudy:
@@ -51,7 +43,32 @@ def load_study(name_or_path: str, *, traces: Path | None = None, seeds: tuple[in
         if not (folder / path).is_file():
             raise InputError(f"there is no trace file {path} in {folder}", "name the folder that has it: --traces DIR")
     config = replace(config, seeds=seeds or config.seeds, links=tuple(map(_with_use, config.links)))
-    return LoadedStudy(config=config, folder=folder)
+    study = LoadedStudy(config=config, folder=folder)
+    if not config.fixed_arms:
+        return study
+    return replace(study, config=replace(config, strategies=(*config.strategies, *_fixed_arms(study))))
+
+
+def _fixed_arms(study: LoadedStudy) -> list[StrategyEntry]:
+    """Every fixed arm of the study's first world, under each privacy that allows it; less the sides that it names."""
+    from splitglm_sims.strategies.fixed import fixed_arms
+    from splitglm_sims.study.build import scene_of
+    from splitglm_sims.study.store import cells
+    from splitglm_sims.world.handset import Handset
+
+    named = {entry.name for entry in study.config.strategies}
+    found: dict[str, StrategyEntry] = {}
+    for privacy in study.config.privacy or (None,):
+        cell = next(cell for cell in cells(study.config) if cell.privacy is privacy)
+        for arm in fixed_arms(Handset(scene_of(study, cell)).situation(0)):
+            if f"{arm.label}-only" in named:
+                continue
+            options = tuple(sorted(arm.options().items()))
+            allowed = () if privacy is None else (privacy,)
+            known = found.get(arm.label)
+            entry = StrategyEntry(name="fixed", label=arm.label, role=Role.FIXED, privacy=allowed, options=options)
+            found[arm.label] = entry if known is None else replace(known, privacy=(*known.privacy, *allowed))
+    return list(found.values())
 
 
 def _with_use(link: LinkEntry) -> LinkEntry:

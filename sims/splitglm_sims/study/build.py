@@ -1,0 +1,143 @@
+"""From a cell of a study to its world: the link, the device, the cloud and the jobs of one seed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from splitglm_core.errors import InputError
+from splitglm_partitioner.drafts import DraftStatistics
+from splitglm_sims.links.files import Asymmetry, RoundTrips, from_files, hairpin_round_trips, ping_round_trips
+from splitglm_sims.links.fitted import link_class
+from splitglm_sims.presets.courses import BackgroundLoad, CloudLoad, Thermal, combined
+from splitglm_sims.presets.machines import DevicePreset, cloud_preset, device_preset
+from splitglm_sims.strategies.facts import Facts
+from splitglm_sims.strategies.registry import make_strategy
+from splitglm_sims.strategies.strategy import Strategy
+from splitglm_sims.study.columns import Columns, ColumnsBuilder
+from splitglm_sims.study.config import Conditions, LinkEntry, LoadedStudy, RttSource, StudyConfig
+from splitglm_sims.study.store import Cell
+from splitglm_sims.workloads.acceptance import acceptance_table
+from splitglm_sims.workloads.jobs import jobs
+from splitglm_sims.workloads.workload import load_workload
+from splitglm_sims.world.course import Course
+from splitglm_sims.world.lone import run_lone
+from splitglm_sims.world.scene import CloudScene, DeviceScene, Job, LinkScene, Scene
+
+_SHORTEST_S: Final = 600.0
+_BEYOND: Final = 1.25  # a device that answers slowly lives longer than its last request was due
+_OFFSET = 0x0FF5E7  # domain of the draw of a trace's beginning: no other draw of the seed repeats it
+
+
+def simulate(study: LoadedStudy, cell: Cell) -> Columns:
+    """Run one cell. InputError when its world cannot be as the study says."""
+    scene = scene_of(study, cell)
+    records = run_lone(scene, strategy_of(cell, Facts.of(scene)), compare=study.config.compares(cell.strategy))
+    builder = ColumnsBuilder()
+    builder.add(records, scene.jobs, scene.link)
+    return builder.build()
+
+
+def scene_of(study: LoadedStudy, cell: Cell) -> Scene:
+    """The world of a lone device."""
+    config, device = study.config, device_preset(study.config.device)
+    asked = jobs_of(config, cell.workload, cell.seed, cell)
+    seconds = max(_SHORTEST_S, _BEYOND * asked[-1].at_s)
+    return Scene(
+        model=device.shape,
+        device=device_of(device, config.conditions, cell.seed, seconds),
+        link=link_of(cell.link, study.folder, cell.seed, seconds),
+        cloud=cloud_of(config, device, cell.seed, seconds),
+        jobs=asked,
+        drafts=drafts_of(config),
+        objective=config.objective,
+        seed=cell.seed,
+    )
+
+
+def strategy_of(cell: Cell, facts: Facts, device: int = 0) -> Strategy:
+    """A fresh strategy for one device, which draws by the seed of its world and its number."""
+    seed = int(np.random.SeedSequence([cell.seed, device]).generate_state(1)[0])
+    return make_strategy(cell.strategy.name, situation_facts=facts, seed=seed, options=dict(cell.strategy.options))
+
+
+def jobs_of(config: StudyConfig, workload: str, seed: int, cell: Cell) -> tuple[Job, ...]:
+    """What the user of one device asks, with the study's privacy and deadlines."""
+    asked = jobs(load_workload(workload), seed, seconds=config.seconds, count=config.requests)
+    if not asked:
+        raise InputError(f"nobody asks anything within {config.seconds:g} s", "make the world longer")
+    return tuple(
+        replace(
+            job,
+            privacy=job.privacy if cell.privacy is None else cell.privacy,
+            deadline_s=job.deadline_s if config.deadlines else None,
+        )
+        for job in asked
+    )
+
+
+def device_of(preset: DevicePreset, conditions: Conditions, seed: int, seconds: float) -> DeviceScene:
+    """The device under the study's conditions."""
+    slowdown, temperature_c = Course.constant(1.0), None
+    if conditions.heat:
+        slowdown, temperature_c = Thermal().courses(seed, seconds)
+    if conditions.background:
+        slowdown = combined(slowdown, BackgroundLoad().course(seed, seconds))
+    return DeviceScene(
+        profile=preset.profile(),
+        slowdown=slowdown,
+        jitter=conditions.device_jitter,
+        temperature_c=temperature_c,
+    )
+
+
+def cloud_of(config: StudyConfig, device: DevicePreset, seed: int, seconds: float) -> CloudScene:
+    """The cloud with the load of others."""
+    profile, conditions = cloud_preset(config.cloud).profile(device.model), config.conditions
+    if not conditions.cloud_load:
+        return CloudScene(profile=profile, jitter=conditions.cloud_jitter)
+    queue_s, slowdown = CloudLoad().courses(seed, seconds)
+    return CloudScene(profile=profile, slowdown=slowdown, queue_s=queue_s, jitter=conditions.cloud_jitter)
+
+
+def drafts_of(config: StudyConfig) -> dict[str, tuple[DraftStatistics, ...]]:
+    """The drafters that the study gives its device, by genre."""
+    if not config.drafters:
+        return {}
+    return acceptance_table().drafts(device_preset(config.device).profile(), config.drafters)
+
+
+def link_of(link: LinkEntry, folder: Path | None, seed: int, seconds: float) -> LinkScene:
+    """A link of a class: generated anew for each seed, or recorded and begun at another place."""
+    if link.generated:
+        return link_class(link.name).scene(seed, seconds)
+    if folder is None:
+        raise InputError(f"the link {link.name!r} needs trace files", "name the folder that holds them: --traces DIR")
+    scene = _recorded(link, folder)
+    share = float(np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, _OFFSET]))).random())
+    return replace(scene, offset_s=share * max(scene.up.period_s, scene.down.period_s))
+
+
+@lru_cache(maxsize=8)
+def _recorded(link: LinkEntry, folder: Path) -> LinkScene:
+    down, up = (None if path is None else folder / path for path in (link.down, link.up))
+    if link.round_trips is RttSource.HAIRPIN and down is not None:
+        round_trips = hairpin_round_trips(down)
+    elif link.round_trips is RttSource.PINGS and down is not None:
+        round_trips = ping_round_trips(down)
+    else:
+        round_trips = RoundTrips(rtt_s=link.rtt_s or 0.0, jitter_s=link.jitter_s)
+    ratio = link.up_per_down
+    return from_files(
+        down=down,
+        up=up,
+        asymmetry=None if ratio is None else Asymmetry(up_per_down=ratio, because=link.because),
+        round_trips=round_trips,
+        rest_after_s=math.inf if link.rest_after_s is None else link.rest_after_s,
+        promotion_s=link.promotion_s,
+    )
