@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from splitglm_core.errors import InputError
 
 MAX_RUN = 256
+MAX_VALUE = 1e100
 Vector = NDArray[np.float64]
 
 
@@ -41,9 +42,9 @@ class ChangePoints:
         """Entry ``r`` is the chance that the run is ``r`` observations long; sums to 1."""
 
     def observe(self, value: float) -> None:
-        """One step of the recursion (their equations 1 to 3). InputError for a number that is not finite."""
-        if not math.isfinite(value):
-            raise InputError("change detection needs finite numbers")
+        """One step of the recursion (their equations 1 to 3). InputError for a number beyond ``MAX_VALUE``."""
+        if not abs(value) <= MAX_VALUE:
+            raise InputError(f"change detection needs numbers of at most {MAX_VALUE:g}")
         weight = self.posterior * np.exp(self._log_predictive(value))
         total = float(weight.sum())
         if total <= 0.0:  # every run finds it impossible: underflow of an extreme outlier

@@ -78,7 +78,7 @@ def line_of(block: Block, codec: Codec, situation: Situation, seconds: ReplySeco
     compute[: block.s_stop - 1, 0] = np.diff(seconds.device)[: block.s_stop - 1]
     compute[block.s_start : block.t, 1] = np.diff(seconds.cloud)[block.s_start : block.t]
     compute[block.t :, 2] = np.diff(seconds.device)[block.t :]
-    up_s, down_s = _moves(block.arm, codec, situation.model.hidden, link, cloud, seconds)
+    up_s, down_s = _moves(block, codec, situation, link, cloud, seconds)
     if block.arm is Arm.USHAPE:
         leave = np.array([math.inf, down_s + head, head])
         return Line(compute, np.array([0.0, math.inf, math.inf]), np.array([up_s, down_s]), leave)
@@ -88,16 +88,18 @@ def line_of(block: Block, codec: Codec, situation: Situation, seconds: ReplySeco
 
 
 def _moves(
-    arm: Arm, codec: Codec, hidden: int, link: LinkEstimate, cloud: CloudProfile, seconds: ReplySeconds
+    block: Block, codec: Codec, situation: Situation, link: LinkEstimate, cloud: CloudProfile, seconds: ReplySeconds
 ) -> tuple[float, float]:
     """Seconds up and down of the whole reply; half of each round trip and of each wait lies on either side."""
-    lane = lane_of(arm, codec, hidden)
+    arm, layers = block.arm, situation.model.layers
+    lane = lane_of(arm, codec, situation.model.hidden)
     trips = 1 if arm is Arm.CLOUD else seconds.new_tokens
     waits = trips * (link.rtt_s + link.overhead_s) + seconds.new_tokens * cloud.queue_s
     up_rows = seconds.rows if arm is Arm.CLOUD else seconds.rows + seconds.new_tokens - 1
     up_s = (up_rows * lane.up_row + lane.up_sink) / link.uplink_bytes_per_s
-    down_rows = seconds.rows + seconds.new_tokens - 1 if arm is Arm.USHAPE else seconds.new_tokens
-    down_s = (down_rows * lane.down_row + lane.down_sink) / link.downlink_bytes_per_s
+    deep = block.t < layers  # a tail caches every position, so all of the prompt comes back
+    down_rows = seconds.rows + seconds.new_tokens - 1 if deep else seconds.new_tokens
+    down_s = (down_rows * lane.down_row + (lane.down_sink if deep else 0)) / link.downlink_bytes_per_s
     return up_s + waits / 2, down_s + waits / 2
 
 
