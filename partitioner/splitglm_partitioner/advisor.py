@@ -1,0 +1,207 @@
+"""Everything that is known, in one place: observations in, plans out. A pure state machine; the caller brings the time.
+
+The device's agent and the simulator use this same class. It owns the estimators, the governor's state and the
+policy's memory; it never asks the clock, never draws, and does no I/O. ``wants`` says what to ask of the link.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from splitglm_core.errors import NoFeasiblePlan
+from splitglm_core.plan import Arm
+from splitglm_core.shapes import ModelShape
+from splitglm_partitioner.acceptance import Acceptance
+from splitglm_partitioner.bounds import MAX_BYTES_PER_S
+from splitglm_partitioner.calibration import Calibration
+from splitglm_partitioner.cloud_load import CloudLoad
+from splitglm_partitioner.device_pace import DevicePace
+from splitglm_partitioner.drafts import DraftStatistics
+from splitglm_partitioner.governor import Governor, GovernorSettings, Vitals
+from splitglm_partitioner.guidance import SteeringSettings
+from splitglm_partitioner.link_estimator import PROBE_BYTES, LinkEstimator, Probing
+from splitglm_partitioner.observations import CloudStep, DevicePass, DraftRound, Observation, ReplyEnded
+from splitglm_partitioner.policy import Decision, decide
+from splitglm_partitioner.profiles import CloudProfile, DeviceProfile, LinkEstimate
+from splitglm_partitioner.reply_length import ReplyLength
+from splitglm_partitioner.request import Request, Situation
+from splitglm_partitioner.steering import Steering, steer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdvisorSettings:
+    """What tunes an advisor. The defaults were chosen on the link classes marked for tuning (docs/simulation.md)."""
+
+    steering: SteeringSettings = field(default_factory=SteeringSettings)
+    governor: GovernorSettings = field(default_factory=GovernorSettings)
+
+
+class Advisor:
+    """One device, one model and at most one cloud. Not thread-safe."""
+
+    def __init__(
+        self,
+        *,
+        model: ModelShape,
+        device: DeviceProfile,
+        drafts: Mapping[str, tuple[DraftStatistics, ...]] | None = None,
+        settings: AdvisorSettings | None = None,
+    ) -> None:
+        """Begin with what was measured before.
+
+        Args:
+            drafts: the drafters that the device has with their statistics by genre; "" is for any other genre.
+        """
+        settings = settings or AdvisorSettings()
+        self._model = model
+        self._device = device
+        self._links = LinkEstimator()
+        self._pace = DevicePace(device)
+        self._load = CloudLoad()
+        self._acceptance = Acceptance(drafts or {})
+        self._lengths = ReplyLength()
+        self._governor = Governor(settings.governor)
+        self._steering = Steering(settings.steering)
+        self.calibration = Calibration()
+        self._cloud: CloudProfile | None = None
+
+    def connected(self, cloud: CloudProfile, *, link: LinkEstimate | None = None) -> None:
+        """A cloud told its profile: the one asked from now on. ``link`` is what is believed until something is seen."""
+        self._cloud = cloud
+        if link is not None:
+            self._links.start(link)
+        self._load.connected(cloud)
+
+    def wants(self, request: Request, *, now_s: float, vitals: Vitals | None = None, genre: str = "") -> Probing:
+        """What to ask of the link before deciding on ``request``.
+
+        Something only when the link has not been heard of lately *and* the answer could matter: when the plan that
+        looks best now would cost more than the question itself on a link as bad, or as good, as may be.
+        """
+        blind, link = self._links.blind(now_s), self.link(now_s)
+        if blind is Probing.NONE or self._cloud is None:
+            return blind
+        try:
+            arm = self._cheapest(request, link, now_s, vitals, genre).plan.arm
+            stakes = [self._stake(request, arm, other, now_s, vitals, genre) for other in _extremes(link)]
+        except NoFeasiblePlan:
+            return blind
+        price = (request.objective.latency + request.objective.ttft) * _asking_s(link, blind)
+        return blind if max(stakes) > price else Probing.NONE
+
+    def observe(self, observation: Observation) -> None:
+        """Learn from something that happened."""
+        if isinstance(observation, DevicePass):
+            self._pace.observe(observation)
+        elif isinstance(observation, CloudStep):
+            self._load.observe(observation)
+        elif isinstance(observation, DraftRound):
+            self._acceptance.observe(observation)
+        elif isinstance(observation, ReplyEnded):
+            self._lengths.observe(observation)
+            self.calibration.observe(observation)
+        else:
+            self._links.observe(observation)
+
+    def link(self, now_s: float) -> LinkEstimate:
+        """The link as estimated; an ordinary one, hardly believed, before anything was seen of it."""
+        return self._links.estimate(now_s)
+
+    def queued(self, until_s: float) -> None:
+        """What was handed to the link so far will have left the device at ``until_s``."""
+        self._links.queued(until_s)
+
+    def cloud(self, now_s: float) -> CloudProfile | None:
+        """The cloud's profile at its present load; None without one."""
+        return None if self._cloud is None else self._load.apply(self._cloud, now_s)
+
+    def expected_new_tokens(self, genre: str, max_new_tokens: int) -> int:
+        """How long an answer is expected to be, at most ``max_new_tokens``."""
+        return self._lengths.expected(genre, max_new_tokens)
+
+    def decide(
+        self,
+        request: Request,
+        *,
+        now_s: float,
+        vitals: Vitals | None = None,
+        genre: str = "",
+        use_cloud: bool = True,
+    ) -> Decision:
+        """The plan for ``request`` now. Changes nothing: ``began`` says that it is going to run.
+
+        Raises:
+            NoFeasiblePlan and what else ``policy.decide`` raises.
+        """
+        link = self.link(now_s) if use_cloud else None
+        cheapest = self._cheapest(request, link, now_s, vitals, genre)
+        return steer(cheapest, self._steering.guidance(request, now_s))
+
+    def began(self, decision: Decision, now_s: float) -> None:
+        """The reply is going to run as decided."""
+        self._steering.decided(decision, now_s)
+
+    def ended(self, decision: Decision, observation: ReplyEnded) -> None:
+        """A reply that ``decide`` planned has ended: ``observe``, and what an exploration cost is known."""
+        self.observe(observation)
+        value = decision.situation.request.objective.value_of(observation.outcome)
+        self._steering.ended(decision, value)
+
+    def _cheapest(
+        self, request: Request, link: LinkEstimate | None, now_s: float, vitals: Vitals | None, genre: str
+    ) -> Decision:
+        """The exact search on what is known, within the governor's bounds as far as they leave a plan."""
+        cloud = None if link is None else self.cloud(now_s)
+        ruling = self._governor.rule(vitals or Vitals(), self._device, now_s)
+        device = replace(self._device, slowdown=self._pace.slowdown(now_s))
+        situation = Situation(
+            request=_weighed(request, ruling.energy_weight),
+            model=self._model,
+            device=ruling.applied(device),
+            link=None if cloud is None else link,
+            cloud=cloud,
+            drafts=self._acceptance.statistics(genre),
+        )
+        try:
+            return decide(situation)
+        except NoFeasiblePlan:
+            hard = ruling.applied(device, hard_only=True)
+            if hard == situation.device:
+                raise
+            # A warm device that answers is better than none.
+            return decide(replace(situation, device=hard))
+
+    def _stake(
+        self, request: Request, arm: Arm, link: LinkEstimate, now_s: float, vitals: Vitals | None, genre: str
+    ) -> float:
+        """How much dearer ``arm`` would be than the best one on ``link``."""
+        there = self._cheapest(request, link, now_s, vitals, genre)
+        ours = next((c for c in (there.chosen, *there.runners_up) if c.plan.arm is arm), None)
+        return ours.value - there.value if ours is not None else 0.0
+
+
+def _weighed(request: Request, energy_weight: float) -> Request:
+    """``request`` with joules counted at least so much."""
+    if energy_weight <= request.objective.energy:
+        return request
+    return replace(request, objective=replace(request.objective, energy=energy_weight))
+
+
+def _asking_s(link: LinkEstimate, probing: Probing) -> float:
+    """Seconds that a probe puts in front of a reply."""
+    trip_s = link.rtt_s + link.overhead_s
+    if probing is Probing.ROUND_TRIP:
+        return trip_s
+    return 3 * trip_s + PROBE_BYTES / link.uplink_bytes_per_s + PROBE_BYTES / link.downlink_bytes_per_s
+
+
+def _extremes(link: LinkEstimate) -> tuple[LinkEstimate, LinkEstimate]:
+    """The link as bad and as good as its uncertainty allows."""
+    good = replace(
+        link,
+        uplink_bytes_per_s=min(link.uplink_bytes_per_s * (1.0 + link.uplink_rel_error), MAX_BYTES_PER_S),
+        downlink_bytes_per_s=min(link.downlink_bytes_per_s * (1.0 + link.downlink_rel_error), MAX_BYTES_PER_S),
+        rtt_s=max(link.rtt_s / 2.0, link.rtt_s - 4.0 * link.rtt_var_s),
+    )
+    return link.pessimistic(), good
