@@ -33,7 +33,7 @@ class Switching:
 
     def draw(self, rng: np.random.Generator, seconds: float) -> tuple[tuple[float, ...], tuple[bool, ...]]:
         """When each stay begins, from 0 up to ``seconds``, and whether it is a busy one."""
-        check_number("seconds", seconds, 1e-3, MAX_STEPS * min(self.quiet_s, self.busy_s) / 4)
+        check_number("seconds", seconds, 1e-3, MAX_STEPS * (self.quiet_s + self.busy_s) / 4)
         starts, states, now_s = [], [], 0.0
         busy = bool(rng.random() < self.busy_s / (self.busy_s + self.quiet_s))
         while now_s < seconds:
