@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from splitglm_partitioner.layer_times import LayerTimes
 from splitglm_partitioner.profiles import CloudProfile, DeviceProfile
 from splitglm_wire import codec
 from splitglm_wire.limits import MAX_ROWS
+
+_KEPT_PREFILLS: Final = 64
 
 
 class Line(NamedTuple):
@@ -129,6 +131,18 @@ class Effort:
 
     def prefill(self, prompt_tokens: int, cached_tokens: int) -> tuple[Chunk, ...]:
         """The steps of a prompt of which the caches hold the first ``cached_tokens``."""
+        kept = self._prefills.get((prompt_tokens, cached_tokens))
+        if kept is None:
+            if len(self._prefills) >= _KEPT_PREFILLS:
+                self._prefills.clear()
+            kept = self._prefills[prompt_tokens, cached_tokens] = self._prefill(prompt_tokens, cached_tokens)
+        return kept
+
+    @cached_property
+    def _prefills(self) -> dict[tuple[int, int], tuple[Chunk, ...]]:
+        return {}
+
+    def _prefill(self, prompt_tokens: int, cached_tokens: int) -> tuple[Chunk, ...]:
         plan, device, cloud = self.plan, self.device.active, self.cloud
         contexts = np.arange(cached_tokens, prompt_tokens, self.chunk_tokens)
         rows = np.minimum(self.chunk_tokens, prompt_tokens - contexts)

@@ -50,24 +50,28 @@ class Handset:
 
     Args:
         device: its index in a crowd; part of the key of its luck.
+        efforts: what plans ask of machines, shared by the devices of a crowd.
     """
 
-    def __init__(self, scene: Scene, device: int = 0) -> None:
+    def __init__(
+        self, scene: Scene, device: int = 0, efforts: dict[tuple[SplitPlan, int], Effort] | None = None
+    ) -> None:
         self.scene = scene
         self.index = device
         self.link = Link(scene.link)
         self.believed = first_estimate(scene.link)
         self.sessions: dict[int, tuple[SplitPlan, int]] = {}  # by conversation: caches of which plan, how many tokens
-        self._efforts: dict[SplitPlan, Effort] = {}
+        self._efforts = {} if efforts is None else efforts
 
     def draws(self, job: int) -> Draws:
         return Draws(self.scene.seed, job, self.index)
 
     def effort(self, plan: SplitPlan) -> Effort:
-        made = self._efforts.get(plan)
+        scene = self.scene
+        key = plan, id(scene.device.profile)  # the effort keeps the profile, so that its id stays its own
+        made = self._efforts.get(key)
         if made is None:
-            scene = self.scene
-            made = self._efforts[plan] = Effort(plan, scene.model, scene.device.profile, scene.cloud.profile)
+            made = self._efforts[key] = Effort(plan, scene.model, scene.device.profile, scene.cloud.profile)
         return made
 
     def situation(self, index: int) -> Situation:

@@ -17,6 +17,7 @@ from splitglm_partitioner.observations import Observation, Outcome, ReplyEnded
 from splitglm_partitioner.request import Situation
 from splitglm_sims.strategies.strategy import Strategy, Task
 from splitglm_sims.world.account import Account
+from splitglm_sims.world.draws import Draws
 from splitglm_sims.world.handset import Handset
 from splitglm_sims.world.hindsight import best_of
 from splitglm_sims.world.record import Record
@@ -46,6 +47,16 @@ def run_lone(scene: Scene, strategy: Strategy, *, compare: bool = False) -> tupl
     return tuple(records)
 
 
+def check_jobs(scene: Scene) -> None:
+    """InputError for a job that does not fit the model."""
+    for job in scene.jobs:
+        if job.prompt_tokens + job.max_new_tokens > scene.model.max_positions:
+            raise InputError(
+                f"a job of {job.prompt_tokens} and up to {job.max_new_tokens} tokens exceeds the model's positions",
+                "shorten the workload's prompts or answers",
+            )
+
+
 def _device(
     env: simpy.Environment, handset: Handset, strategy: Strategy, compare: bool, records: list[Record]
 ) -> Generator[simpy.Event, Any, None]:
@@ -58,10 +69,7 @@ def _device(
         best_plan, best = None, None
         if compare:
             best_plan, best = best_of(handset, situation, candidates_tried(handset, index, situation, start_s))
-        task = task_of(handset, situation, index, start_s)
-        probed_s = handset.probe(strategy.probe(task), account, draws, start_s)
-        tell(strategy, account)
-        plan = strategy.choose(_refreshed(handset, strategy, task, situation, index, probed_s))
+        plan, probed_s = decided(handset, strategy, index, situation, account, draws, start_s)
         trial = run_trial(
             handset,
             index,
@@ -76,6 +84,22 @@ def _device(
             yield env.timeout(trial.end_s - env.now)
         tell(strategy, account)
         records.append(settle(handset, strategy, index, plan, account, trial, start_s, probed_s, best_plan, best))
+
+
+def decided(
+    handset: Handset,
+    strategy: Strategy,
+    index: int,
+    situation: Situation,
+    account: Account,
+    draws: Draws,
+    now_s: float,
+) -> tuple[SplitPlan, float]:
+    """Probe as the strategy wishes and let it choose: its plan, and when it was made."""
+    task = task_of(handset, situation, index, now_s)
+    probed_s = handset.probe(strategy.probe(task), account, draws, now_s)
+    tell(strategy, account)
+    return strategy.choose(_refreshed(handset, strategy, task, situation, index, probed_s)), probed_s
 
 
 def task_of(handset: Handset, situation: Situation, index: int, now_s: float) -> Task:
@@ -114,8 +138,8 @@ def settle(
     trial: Trial,
     start_s: float,
     probed_s: float,
-    best_plan: SplitPlan | None,
-    best: Trial | None,
+    best_plan: SplitPlan | None = None,
+    best: Trial | None = None,
 ) -> Record:
     """The reply has ended: caches, the strategy's last lesson, the record."""
     job = handset.scene.jobs[index]

@@ -40,7 +40,8 @@ class Step(NamedTuple):
 
     Attributes:
         place: of the chunk, or of the first token that a decode step is for; keys its luck.
-        compute_s: undisturbed seconds in the cloud, head included.
+        compute_s: undisturbed seconds alone in the cloud, head included.
+        head_rows: positions to which the cloud applies the head.
         context: positions cached before it.
         alone: nothing else of this device is open in the cloud.
     """
@@ -52,6 +53,7 @@ class Step(NamedTuple):
     compute_s: float
     up_bytes: int
     down_bytes: int
+    head_rows: int
     alone: bool
     stream: Stream | None = None
 

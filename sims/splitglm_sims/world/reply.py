@@ -126,7 +126,17 @@ def _hidden_prefill(reply: Reply, port: Port, account: Account, now_s: float) ->
         compute_s = chunk.back_s + (head_s if last else 0.0)
         port.send(
             now_s,
-            Step(index, False, chunk.rows, chunk.context, compute_s, chunk.up_bytes, chunk.down_bytes, not open_steps),
+            Step(
+                index,
+                False,
+                chunk.rows,
+                chunk.context,
+                compute_s,
+                chunk.up_bytes,
+                chunk.down_bytes,
+                int(last and not samples),
+                not open_steps,
+            ),
         )
         account.up_bytes += chunk.up_bytes
         account.layer_tokens += width * chunk.rows
@@ -178,6 +188,7 @@ def _cloud(reply: Reply, port: Port, account: Account, now_s: float, *, streams:
                 compute_s,
                 chunk.up_bytes,
                 chunk.down_bytes,
+                int(last),
                 not open_steps,
                 stream if last else None,
             ),
@@ -213,6 +224,7 @@ def _rounds(reply: Reply, port: Port, draws: Draws, account: Account, now_s: flo
     """Decoding with a trip per round: one known token, drafts behind it, and as many tokens as were kept."""
     effort, pace, drafter = reply.effort, reply.pace, reply.drafter
     layers, width = effort.plan.s, effort.plan.t - effort.plan.s
+    samples = effort.plan.arm is Arm.USHAPE
     single = effort.round(1)
     while account.tokens < reply.new_tokens:
         done = account.tokens
@@ -235,7 +247,8 @@ def _rounds(reply: Reply, port: Port, draws: Draws, account: Account, now_s: flo
             seen.device_pass(account, now_s + busy_s, work.rows, layers, context, front_s * factor)
         now_s += busy_s
         compute_s = work.back.at(context) + work.head_s
-        port.send(now_s, Step(done, True, work.rows, context, compute_s, work.up_bytes, work.down_bytes, True))
+        rows, heads = work.rows, 0 if samples else work.rows
+        port.send(now_s, Step(done, True, rows, context, compute_s, work.up_bytes, work.down_bytes, heads, True))
         account.up_bytes += work.up_bytes
         account.layer_tokens += width * work.rows
         answer = _present(account, (yield now_s, True))
