@@ -10,6 +10,7 @@ makes every state reachable and leaves the shares as they are.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -33,7 +34,7 @@ from splitglm_sims.links.statistics import (
 from splitglm_sims.traces import RateTrace, load_trace
 
 Rates = NDArray[np.float64]
-QUANTILES = 9
+QUANTILES = 5
 MIN_SLOTS = 30
 REPORT_SLOTS = 20_000
 MEMORIES = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9)
@@ -158,12 +159,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             promotion_s=given.promotion_s,
         )
         source = given.source or "fitted to " + ", ".join(path.name for path in (*given.files, *given.up))
+        print(f"# {_command(given)}")
         print(to_toml(link, about=given.about, source=source, asymmetry=asymmetry), end="")
         print(report(link, down, up), file=sys.stderr)
     except SplitGlmError as error:
         print(error.one_line(), file=sys.stderr)
         return status_of(error).exit_code
     return 0
+
+
+def _command(given: argparse.Namespace) -> str:
+    """What to type for the same figures, beside the files."""
+    words = ["python", "-m", "splitglm_sims.links.fit", *(path.name for path in given.files)]
+    if given.up:
+        words += ["--up", *(path.name for path in given.up)]
+    for flag in ("up_per_down", "because", "groups", "rtt_ms", "jitter_ms", "rest_after_s", "promotion_s"):
+        value = getattr(given, flag)
+        if value not in (None, ""):
+            words += ["--" + flag.replace("_", "-"), value if isinstance(value, str) else f"{value:g}"]
+    return shlex.join(words)
 
 
 def report(link: MarkovLink, down: Sequence[RateTrace], up: Sequence[RateTrace] = (), *, seed: int = 0) -> str:
