@@ -1,8 +1,8 @@
 """Bytes per second of one direction, from passive transfers and probes, with an error that grows as they age.
 
 The rate is a harmonic mean, the mean that predicts the time of the next bytes (MPC, Yin et al., SIGCOMM 2015), without
-the fastest and the slowest sample; its error is the largest recent relative error of its own predictions (RobustMPC,
-same paper). A change point (``change.py``) drops what was measured before it.
+samples far from the median; its error is the largest recent relative error of its own predictions (RobustMPC, same
+paper). A change point (``change.py``) drops what was measured before it.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ from collections import deque
 from dataclasses import dataclass, replace
 
 from splitglm_partitioner.bounds import MAX_BYTES, MAX_BYTES_PER_S, check_count, check_number, check_seconds
-from splitglm_partitioner.change import ChangeDetector
+from splitglm_partitioner.change import ChangeDetector, median
 
 # A smaller transfer measures the round trip, not the rate.
 MIN_TRANSFER_BYTES = 16 << 10
 WINDOW = 8
 # A sample that much older than the newest one is dropped.
 MAX_AGE_S = 60.0
-# From this many samples on, the fastest and the slowest are left out.
+# From this many samples on, those this many times faster or slower than the median are left out: one is an outlier, and
+# two that agree are a change point, which is sure from twice on: the first of them must not move the estimate.
 TRIM_FROM = 3
+OUTLIER_FACTOR = 1.9
 # From this many on, the largest error is left out: one stall is no forecast.
 ERROR_TRIM_FROM = 5
 # Error that ``MAX_AGE_S`` of silence adds: the next transfer may well see half the rate.
@@ -28,9 +30,9 @@ STALE_REL_ERROR = 1.0
 # However old, a quarter of the last rate is what is promised: less would be an invention.
 MAX_STALE_REL_ERROR = 3.0
 # Weight of a sample: halves with this much age behind the newest, and rises with the root of its size up to this one.
-# Radio rates keep their value over seconds to tens of seconds; the packets of one transfer share most of its luck, so
-# its weight rises slower than its size.
-RECENCY_HALF_LIFE_S = 20.0
+# Radio rates keep their value for seconds: of 0.5 to 20 s, 2 s predicts well over all spacings of transfers on the link
+# classes marked for tuning. The packets of one transfer share most of its luck, so weight rises slower than size.
+RECENCY_HALF_LIFE_S = 2.0
 FULL_WEIGHT_BYTES = 256 << 10
 MAX_REL_ERROR = 1e6
 
@@ -109,7 +111,10 @@ class RateEstimator:
     def _mean(self) -> float:
         ordered = sorted(self._samples, key=lambda sample: sample.bytes_per_s)
         if len(ordered) >= TRIM_FROM:
-            ordered = ordered[1:-1]
+            # Never all: of two middle ones the faster is at most twice their mean.
+            middle = median(sample.bytes_per_s for sample in ordered)
+            low, high = middle / OUTLIER_FACTOR, middle * OUTLIER_FACTOR
+            ordered = [sample for sample in ordered if low <= sample.bytes_per_s <= high]
         newest_s = max(sample.at_s for sample in ordered)
         weights = [sample.weight * 0.5 ** ((newest_s - sample.at_s) / RECENCY_HALF_LIFE_S) for sample in ordered]
         seconds_per_byte = sum(w / sample.bytes_per_s for w, sample in zip(weights, ordered, strict=True))
