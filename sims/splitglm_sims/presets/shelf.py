@@ -7,6 +7,7 @@ import tomllib
 import types
 import typing
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
@@ -36,8 +37,7 @@ class Shelf(Generic[T]):
 
     def names(self) -> tuple[str, ...]:
         """Of the shipped files, sorted."""
-        files = resources.files(self.package).joinpath(self.folder).iterdir()
-        return tuple(sorted(file.name.removesuffix(SUFFIX) for file in files if file.name.endswith(SUFFIX)))
+        return _names(self.package, self.folder)
 
     def load(self, name_or_path: str) -> T:
         """By shipped name, or from a TOML file.
@@ -46,8 +46,7 @@ class Shelf(Generic[T]):
             InputError: there is none, or it is malformed; the message names file and key.
         """
         if name_or_path in self.names():
-            file = resources.files(self.package).joinpath(self.folder, name_or_path + SUFFIX)
-            return self.parse(file.read_text("utf-8"), name_or_path)
+            return typing.cast(T, _shipped(self, name_or_path))
         path = Path(name_or_path).expanduser()
         try:
             if path.stat().st_size > MAX_FILE_BYTES:
@@ -65,6 +64,19 @@ class Shelf(Generic[T]):
         except (tomllib.TOMLDecodeError, RecursionError) as error:
             raise InputError(f"{where} is not TOML: {error}") from None
         return read(self.kind, _filled(self.kind, plain), where)
+
+
+@cache
+def _names(package: str, folder: str) -> tuple[str, ...]:
+    files = resources.files(package).joinpath(folder).iterdir()
+    return tuple(sorted(file.name.removesuffix(SUFFIX) for file in files if file.name.endswith(SUFFIX)))
+
+
+@cache
+def _shipped(shelf: Shelf[Any], name: str) -> Any:
+    """Shipped files do not change while a program runs, and a crowd asks for them once for each device."""
+    file = resources.files(shelf.package).joinpath(shelf.folder, name + SUFFIX)
+    return shelf.parse(file.read_text("utf-8"), name)
 
 
 def _filled(kind: Any, plain: Any) -> Any:
