@@ -1,71 +1,27 @@
 """Which plans a situation allows, and for each arm that it does not, why.
 
-Every hard constraint but the deadline bounds ``s`` from below or above for a given arm and ``t``, so the allowed plans
-are a handful of ranges of ``s`` (blocks); nothing is enumerated one by one until its cost is asked for.
+Every hard constraint but the deadline and the energy budget bounds ``s`` from below or above for a given arm and ``t``,
+so the allowed plans are a handful of ranges of ``s`` (blocks); nothing is enumerated one by one until its cost is asked
+for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from enum import Enum
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 from splitglm_core.errors import InputError
 from splitglm_core.plan import Arm, Codec, HeadSide, Privacy, SplitPlan
+from splitglm_core.ranges import LayerRange
+from splitglm_partitioner.constraints import Constraint, Exclusion
 from splitglm_partitioner.lanes import undominated
 from splitglm_partitioner.request import Situation
 
 # A shorter back than the rest of the model pays only where the device's layers are the cheaper ones or the cloud's cost
 # weighs; cost is near-linear in t, so the full back and a few short tails show which way it slopes.
 TAIL_LAYERS = (0, 1, 4)
-
-
-class Constraint(Enum):
-    """What can forbid a plan. The value is the word used in logs."""
-
-    FIXED = "fixed"
-    PRIVACY = "privacy"
-    DEVICE_HEAD = "head-on-device"
-    CLOUD = "cloud"
-    SERVED = "cloud-layers"
-    CLOUD_EMBEDDING = "cloud-embedding"
-    CLOUD_HEAD = "cloud-head"
-    CODEC = "codec"
-    PRICE = "price"
-    MEMORY = "device-memory"
-    MAX_LAYERS = "device-layers"
-    DEADLINE = "deadline"
-
-    @property
-    def remedy(self) -> str:
-        """What the caller may relax."""
-        return _REMEDIES[self]
-
-
-_REMEDIES = {
-    Constraint.FIXED: "fix fewer of arm, s, t and codec",
-    Constraint.PRIVACY: "allow a more open privacy class or a smaller s_min",
-    Constraint.DEVICE_HEAD: "do not require the head on the device",
-    Constraint.CLOUD: "configure or reach a cloud",
-    Constraint.SERVED: "use a cloud that serves more layers",
-    Constraint.CLOUD_EMBEDDING: "use a cloud with an embedding",
-    Constraint.CLOUD_HEAD: "use a cloud with a head",
-    Constraint.CODEC: "accept a codec that the cloud offers",
-    Constraint.PRICE: "set the cloud_cost weight to 0 or use a cloud that states a price",
-    Constraint.MEMORY: "free device memory, use a lower precision or shorten prompt and answer",
-    Constraint.MAX_LAYERS: "raise the device's max_layers",
-    Constraint.DEADLINE: "allow a longer deadline or a shorter answer",
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Exclusion:
-    """Why no plan of ``arm`` is allowed: the constraint that removed the last of them."""
-
-    arm: Arm
-    constraint: Constraint
-    detail: str
 
 
 class Block(NamedTuple):
@@ -77,9 +33,9 @@ class Block(NamedTuple):
     s_stop: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Candidates:
-    """All allowed plans.
+    """All allowed plans. Equal limits give the very same object, so that what is derived from it can be kept.
 
     Attributes:
         blocks: grouped by arm; within U-shape, ``t == layers`` first.
@@ -96,7 +52,7 @@ class Candidates:
     narrowed: tuple[tuple[Arm, Constraint], ...]
 
     def plans(self) -> Iterator[SplitPlan]:
-        """Every allowed plan."""
+        """Every allowed plan in chunks of ``chunk_tokens`` that decodes token by token."""
         for block in self.blocks:
             for codec in self.codecs if block.arm in (Arm.SPLIT, Arm.USHAPE) else (Codec.BF16,):
                 for s in range(block.s_start, block.s_stop):
@@ -113,9 +69,109 @@ def make_plan(layers: int, arm: Arm, s: int, t: int, codec: Codec, chunk_tokens:
     return SplitPlan(layers=layers, s=s, t=t, head=head, codec=codec, chunk_tokens=chunk_tokens)
 
 
+def choices_of(plan: SplitPlan, situation: Situation) -> Iterator[SplitPlan]:
+    """``plan`` in every chunk size and with every draft that the situation offers it, itself first."""
+    for chunk in situation.request.chunk_sizes:
+        in_chunks = replace(plan, chunk_tokens=chunk)
+        yield in_chunks
+        for drafter in situation.drafts:
+            if plan.arm in drafter.arms and plan.s >= drafter.front_layers:
+                for length in range(1, len(drafter.survival) + 1):
+                    yield replace(in_chunks, drafter=drafter.name, draft_tokens=length)
+
+
+class _Cloud(NamedTuple):
+    """What of a cloud bounds the plans."""
+
+    start: int
+    stop: int
+    has_embedding: bool
+    has_head: bool
+    affordable: bool  # a price is stated, or none weighs
+
+
+class _Limits(NamedTuple):
+    """What the allowed plans depend on, in layers.
+
+    Attributes:
+        fixed: arm, s and t.
+        codecs: in common and not beaten everywhere.
+        room: layers that the device's memory holds beside embedding and head, and beside the embedding alone.
+        warm_t: the end of the open session's back, when it is a U-shape.
+        cloud: None when there is none or it cannot be reached.
+    """
+
+    layers: int
+    chunk_tokens: int
+    fixed: tuple[Arm | None, int | None, int | None]
+    privacy: Privacy
+    s_min: int
+    head_on_device: bool
+    codecs: tuple[Codec, ...]
+    room: tuple[int, int]
+    max_layers: int
+    warm_t: int | None
+    cloud: _Cloud | None
+
+
 def enumerate_arms(situation: Situation) -> Candidates:
-    """Apply every constraint except the deadline. InputError for a fixed cut that the model does not have."""
-    return _Enumeration(situation).run()
+    """Apply every constraint but deadline and energy budget. InputError for a fixed cut that the model lacks."""
+    request, device, n = situation.request, situation.device, situation.model.layers
+    fixed = request.fixed
+    for name, value in (("s", fixed.s), ("t", fixed.t)):
+        if value is not None and value > n:
+            raise InputError(f"fixed {name} = {value} exceeds the model's {n} layers")
+    cloud: _Cloud | None = None
+    codecs: tuple[Codec, ...] = ()
+    if situation.cloud is not None and situation.link is not None:
+        known = situation.cloud
+        affordable = request.objective.cloud_cost == 0.0 or known.price_per_layer_token is not None
+        cloud = _Cloud(known.served.start, known.served.stop, known.has_embedding, known.has_head, affordable)
+        wanted = request.codecs if fixed.codec is None else (fixed.codec,)
+        codecs = undominated(tuple([codec for codec in wanted if codec in known.codecs]), situation)
+    layer, with_head, without = _memory(situation)
+    free = device.memory_bytes_free
+    limits = _Limits(
+        n,
+        request.chunk_tokens,
+        (fixed.arm, fixed.s, fixed.t),
+        request.privacy,
+        request.s_min,
+        request.head_on_device,
+        codecs,
+        ((free - with_head) // layer, (free - without) // layer),
+        device.max_layers,
+        request.warm.plan.t if request.warm is not None and request.warm.plan.arm is Arm.USHAPE else None,
+        cloud,
+    )
+    found = _enumerate(limits)
+    if not any(exclusion.constraint is Constraint.MEMORY for exclusion in found.exclusions):
+        return found
+    return replace(found, exclusions=tuple(_in_bytes(exclusion, situation) for exclusion in found.exclusions))
+
+
+def _memory(situation: Situation) -> tuple[int, int, int]:
+    """Bytes of one layer, of embedding and head, and of the embedding alone."""
+    device = situation.device
+    profile, layer = device.active, device.memory_bytes(1, situation.request.positions, embedding=False, head=False)
+    embedding = profile.embedding_weight_bytes
+    return layer, embedding + profile.head_weight_bytes, embedding
+
+
+def _in_bytes(exclusion: Exclusion, situation: Situation) -> Exclusion:
+    """A memory exclusion states a number of layers; say what they need."""
+    if exclusion.constraint is not Constraint.MEMORY:
+        return exclusion
+    held, (layer, with_head, without) = int(exclusion.detail), _memory(situation)
+    least = held * layer + (without if exclusion.arm is Arm.SPLIT else with_head)
+    free = situation.device.memory_bytes_free
+    detail = f"at least {least / 1e6:.0f} MB are needed for {held} layers and {free / 1e6:.0f} MB are free"
+    return Exclusion(arm=exclusion.arm, constraint=exclusion.constraint, detail=detail)
+
+
+@lru_cache(maxsize=256)
+def _enumerate(limits: _Limits) -> Candidates:
+    return _Enumeration(limits).run()
 
 
 class _Refused(Exception):
@@ -128,24 +184,11 @@ class _Refused(Exception):
 
 
 class _Enumeration:
-    def __init__(self, situation: Situation) -> None:
-        self.x = situation
-        self.request, self.device, self.cloud = situation.request, situation.device, situation.cloud
-        self.n = situation.model.layers
+    def __init__(self, limits: _Limits) -> None:
+        self.x = limits
+        self.n = limits.layers
+        self.fixed_arm, self.fixed_s, self.fixed_t = limits.fixed
         self.narrowed: list[tuple[Arm, Constraint]] = []
-        offered = self.cloud.codecs if self.cloud is not None else ()
-        fixed = self.request.fixed.codec
-        wanted = self.request.codecs if fixed is None else (fixed,)
-        self.codecs = undominated(tuple(codec for codec in wanted if codec in offered), situation)
-        tokens = self.request.positions
-        self.head_bytes = (
-            self.device.memory_bytes(0, tokens, embedding=True, head=False),
-            self.device.memory_bytes(0, tokens, embedding=True, head=True),
-        )
-        self.layer_bytes = self.device.memory_bytes(1, tokens, embedding=False, head=False)
-        for name, value in (("s", self.request.fixed.s), ("t", self.request.fixed.t)):
-            if value is not None and value > self.n:
-                raise InputError(f"fixed {name} = {value} exceeds the model's {self.n} layers")
 
     def run(self) -> Candidates:
         blocks: list[Block] = []
@@ -153,30 +196,27 @@ class _Enumeration:
         rules = ((Arm.DEVICE, self._device), (Arm.CLOUD, self._cloud), (Arm.SPLIT, self._split))
         for arm, rule in (*rules, (Arm.USHAPE, self._ushape)):
             try:
-                fixed = self.request.fixed.arm
-                if fixed is not None and fixed is not arm:
-                    raise _Refused(Constraint.FIXED, f"the caller fixed the arm {fixed.value}")
+                if self.fixed_arm is not None and self.fixed_arm is not arm:
+                    raise _Refused(Constraint.FIXED, f"the caller fixed the arm {self.fixed_arm.value}")
                 blocks.extend(rule())
             except _Refused as refused:
                 exclusions.append(Exclusion(arm=arm, constraint=refused.constraint, detail=refused.detail))
         narrowed = tuple(dict.fromkeys(pair for pair in self.narrowed if any(b.arm is pair[0] for b in blocks)))
-        chunk = self.request.chunk_tokens
-        return Candidates(self.n, chunk, tuple(blocks), self.codecs, tuple(exclusions), narrowed)
+        return Candidates(self.n, self.x.chunk_tokens, tuple(blocks), self.x.codecs, tuple(exclusions), narrowed)
 
     def _device(self) -> list[Block]:
         return [self._range(Arm.DEVICE, self.n, self.n, self.n + 1)]
 
     def _cloud(self) -> list[Block]:
-        privacy = self.request.privacy
+        privacy = self.x.privacy
         if privacy is not Privacy.OPEN:
             raise _Refused(Constraint.PRIVACY, f"{privacy.value} keeps prompt ids on the device")
-        self._needs_cloud(head=True)
-        if self.cloud is not None and not self.cloud.has_embedding:
+        if not self._needs_cloud(head=True).has_embedding:
             raise _Refused(Constraint.CLOUD_EMBEDDING, "the cloud holds no embedding")
         return [self._range(Arm.CLOUD, self.n, 0, 1)]
 
     def _split(self) -> list[Block]:
-        privacy = self.request.privacy
+        privacy = self.x.privacy
         if privacy in (Privacy.NO_TEXT, Privacy.LOCAL):
             kept = "answer ids" if privacy is Privacy.NO_TEXT else "everything"
             raise _Refused(Constraint.PRIVACY, f"{privacy.value} keeps {kept} on the device")
@@ -185,7 +225,7 @@ class _Enumeration:
         return [self._range(Arm.SPLIT, self.n, 1, self.n)]
 
     def _ushape(self) -> list[Block]:
-        if self.request.privacy is Privacy.LOCAL:
+        if self.x.privacy is Privacy.LOCAL:
             raise _Refused(Constraint.PRIVACY, "local keeps everything on the device")
         self._needs_cloud(head=False)
         self._needs_codec()
@@ -202,27 +242,29 @@ class _Enumeration:
 
     def _tails(self) -> list[int]:
         """Values of ``t`` to try, largest first."""
-        if self.request.fixed.t is not None:
-            return [self.request.fixed.t] if self.request.fixed.t >= 2 else []
+        if self.fixed_t is not None:
+            return [self.fixed_t] if self.fixed_t >= 2 else []
         tails = {self.n - k for k in TAIL_LAYERS}
-        if self.cloud is not None:
-            tails.add(self.cloud.served.stop)
-        if self.request.warm is not None and self.request.warm.plan.arm is Arm.USHAPE:
-            tails.add(self.request.warm.plan.t)
+        if self.x.cloud is not None:
+            tails.add(self.x.cloud.stop)
+        if self.x.warm_t is not None:
+            tails.add(self.x.warm_t)
         return sorted((t for t in tails if t >= 2), reverse=True)
 
-    def _needs_cloud(self, *, head: bool) -> None:
-        if self.cloud is None or self.x.link is None:
+    def _needs_cloud(self, *, head: bool) -> _Cloud:
+        cloud = self.x.cloud
+        if cloud is None:
             raise _Refused(Constraint.CLOUD, "no cloud is configured or reachable")
-        if head and self.request.head_on_device:
+        if head and self.x.head_on_device:
             raise _Refused(Constraint.DEVICE_HEAD, "the request needs the head on the device")
-        if head and not self.cloud.has_head:
+        if head and not cloud.has_head:
             raise _Refused(Constraint.CLOUD_HEAD, "the cloud holds no head")
-        if self.request.objective.cloud_cost > 0.0 and self.cloud.price_per_layer_token is None:
+        if not cloud.affordable:
             raise _Refused(Constraint.PRICE, "cloud cost weighs in the objective but the cloud states no price")
+        return cloud
 
     def _needs_codec(self) -> None:
-        if not self.codecs:
+        if not self.x.codecs:
             raise _Refused(Constraint.CODEC, "the request and the cloud have no codec in common")
 
     def _range(self, arm: Arm, t: int, start: int, stop: int) -> Block:
@@ -237,34 +279,31 @@ class _Enumeration:
 
     def _bounds(self, arm: Arm, t: int) -> list[tuple[Constraint, int, int]]:
         """Half-open bounds of ``s`` per constraint."""
-        request, n, out = self.request, self.n, []
-        if request.fixed.s is not None:
-            out.append((Constraint.FIXED, request.fixed.s, request.fixed.s + 1))
-        if request.fixed.t is not None and request.fixed.t != t:
+        x, n, out = self.x, self.n, []
+        if self.fixed_s is not None:
+            out.append((Constraint.FIXED, self.fixed_s, self.fixed_s + 1))
+        if self.fixed_t is not None and self.fixed_t != t:
             out.append((Constraint.FIXED, n, 0))
-        if arm in (Arm.SPLIT, Arm.USHAPE) and request.privacy is not Privacy.OPEN:
-            out.append((Constraint.PRIVACY, request.s_min, n))
-        if arm is not Arm.DEVICE and self.cloud is not None:
-            out.append((Constraint.SERVED, self.cloud.served.start, n if t <= self.cloud.served.stop else 0))
+        if arm in (Arm.SPLIT, Arm.USHAPE) and x.privacy is not Privacy.OPEN:
+            out.append((Constraint.PRIVACY, x.s_min, n))
+        if arm is not Arm.DEVICE and x.cloud is not None:
+            out.append((Constraint.SERVED, x.cloud.start, n if t <= x.cloud.stop else 0))
         if arm is not Arm.CLOUD:
             tail = n - t
-            out.append((Constraint.MAX_LAYERS, 0, self.device.max_layers - tail + 1))
-            room = self.device.memory_bytes_free - self.head_bytes[arm is not Arm.SPLIT]
-            out.append((Constraint.MEMORY, 0, room // self.layer_bytes - tail + 1))
+            out.append((Constraint.MAX_LAYERS, 0, x.max_layers - tail + 1))
+            out.append((Constraint.MEMORY, 0, x.room[arm is Arm.SPLIT] - tail + 1))
         return out
 
     def _detail(self, constraint: Constraint, arm: Arm, t: int) -> str:
-        """Why ``constraint`` leaves no cut of ``arm`` at ``t``."""
-        request = self.request
+        """Why ``constraint`` leaves no cut of ``arm`` at ``t``; for memory, the layers that must be held."""
+        x = self.x
         if constraint is Constraint.PRIVACY:
-            return f"{request.privacy.value} with s_min = {request.s_min} leaves no cut below {t}"
-        if constraint is Constraint.SERVED and self.cloud is not None:
-            return f"the cloud serves layers {self.cloud.served}, which leaves no back up to {t}"
+            return f"{x.privacy.value} with s_min = {x.s_min} leaves no cut below {t}"
+        if constraint is Constraint.SERVED and x.cloud is not None:
+            served = LayerRange(x.cloud.start, x.cloud.stop)
+            return f"the cloud serves layers {served}, which leaves no back up to {t}"
         if constraint is Constraint.MAX_LAYERS:
-            return f"the device may hold {self.device.max_layers} of the model's layers"
+            return f"the device may hold {x.max_layers} of the model's layers"
         if constraint is Constraint.MEMORY:
-            held = self.n if arm is Arm.DEVICE else 1 + self.n - t
-            least = held * self.layer_bytes + self.head_bytes[arm is not Arm.SPLIT]
-            free = self.device.memory_bytes_free
-            return f"at least {least / 1e6:.0f} MB are needed for {held} layers and {free / 1e6:.0f} MB are free"
-        return f"the caller fixed s = {request.fixed.s}, t = {request.fixed.t}"
+            return str(self.n if arm is Arm.DEVICE else 1 + self.n - t)
+        return f"the caller fixed s = {self.fixed_s}, t = {self.fixed_t}"

@@ -1,4 +1,4 @@
-"""Predicted costs as values, and the charges that do not depend on the cut."""
+"""Predicted costs as values: seconds by named term, bytes, joules and price."""
 
 from __future__ import annotations
 
@@ -7,18 +7,41 @@ from typing import NamedTuple
 
 
 class Parts(NamedTuple):
-    """Busy seconds by place. ``codec_s`` is None when the device's codec times were not measured or none is used.
+    """Busy seconds by term. ``codec_s`` and ``seal_s`` are None where they were not measured or nothing needs them.
 
-    In a decode step the parts add up to ``per_token_s``. In prefill the places work at the same time, so the parts add
-    up to at least ``ttft_s``.
+    Those of one further token add up to ``per_token_s``; with drafts they are those of a round over the tokens that it
+    is expected to bring. In prefill the places work at the same time, so the parts add up to at least ``ttft_s``.
+
+    Attributes:
+        front_s: embedding and layers ``[0, s)`` on the device.
+        draft_s: drafting.
+        codec_s: hidden states to bytes and back, on the device.
+        seal_s: sealing and opening records, on the device.
+        uplink_s, downlink_s: payload at the link's rate.
+        uplink_queue_s: waiting behind bytes of others that were handed over before.
+        slow_start_s: the upload waits for acknowledgements while its window grows.
+        overhead_s: per step, what is neither model nor link.
+        rtt_s: propagation.
+        promotion_s: the radio wakes up.
+        queue_s: waiting for a place in the cloud.
+        sweep_s: waiting for the sweep to come round.
+        back_s: layers ``[s, t)`` in the cloud.
+        tail_s: layers ``[t, layers)`` on the device.
+        head_s: norm, head and sampler, wherever they run.
     """
 
     front_s: float
+    draft_s: float
     codec_s: float | None
+    seal_s: float | None
     uplink_s: float
+    uplink_queue_s: float
+    slow_start_s: float
     overhead_s: float
     rtt_s: float
+    promotion_s: float
     queue_s: float
+    sweep_s: float
     back_s: float
     downlink_s: float
     tail_s: float
@@ -27,8 +50,7 @@ class Parts(NamedTuple):
     @property
     def busy_s(self) -> float:
         """Sum of all parts."""
-        device = self.front_s + (self.codec_s or 0.0) + self.tail_s + self.head_s
-        return device + self.uplink_s + self.overhead_s + self.rtt_s + self.queue_s + self.back_s + self.downlink_s
+        return sum(part for part in self if part is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,10 +61,13 @@ class Breakdown:
         ttft_s: until the first token is known on the device.
         per_token_s: mean of the further tokens, at the mean context of the answer.
         total_s: ``ttft_s + (expected_new_tokens - 1) * per_token_s``.
-        prefill, step: where the seconds go.
-        uplink_bytes, downlink_bytes: payload of the whole request, without framing.
+        prefill: where the seconds of the first token go.
+        step: where the seconds of a further token go.
+        uplink_bytes, downlink_bytes: payload of the whole request, without framing; expected, with drafts.
         device_memory_bytes: weights and KV caches on the device.
-        cloud_layer_tokens: tokens times layers that the cloud computes.
+        cloud_layer_tokens: tokens times layers that the cloud computes, dropped drafts included; expected, with drafts.
+        energy_j: joules on the device; None when its power is not stated.
+        price: what the cloud asks; 0 for a plan that leaves it alone, None when it states no price.
     """
 
     ttft_s: float
@@ -54,55 +79,5 @@ class Breakdown:
     downlink_bytes: int
     device_memory_bytes: int
     cloud_layer_tokens: int
-
-
-class Charge(NamedTuple):
-    """Seconds of one lane (arm and codec) that are the same at every cut.
-
-    Attributes:
-        head_s: norm, head and sampler, wherever they run.
-        up_row_s, down_row_s: one position over the link.
-        up_sink_s, down_sink_s: extra of position 0 when it is sent.
-        down_last_s: the one row or token that ends a prefill without a tail.
-        overhead_s: per step. It occupies the uplink's place in the pipeline.
-        codec_s: one hidden state through the device's codec; None when not measured or none is used.
-        hidden_down: hidden states that come down per step.
-        autonomous: the cloud goes on without waiting for the device.
-    """
-
-    head_s: float
-    up_row_s: float = 0.0
-    up_sink_s: float = 0.0
-    down_row_s: float = 0.0
-    down_sink_s: float = 0.0
-    down_last_s: float = 0.0
-    overhead_s: float = 0.0
-    rtt_s: float = 0.0
-    queue_s: float = 0.0
-    codec_s: float | None = None
-    hidden_down: int = 0
-    autonomous: bool = False
-
-    def rates(self) -> tuple[float, ...]:
-        """Columns of the prefill: up row, up sink, overhead, codec, after, down row, down sink, lag, head; seconds."""
-        codec_s, lag_s = self.codec_s or 0.0, self.rtt_s + self.queue_s
-        up = (self.up_row_s, self.up_sink_s, self.overhead_s, codec_s, self.after_s)
-        return (*up, self.down_row_s, self.down_sink_s, lag_s, self.head_s)
-
-    @property
-    def after_s(self) -> float:
-        """From the end of the last back until the first token, where there is no tail."""
-        coding = (self.codec_s or 0.0) * self.hidden_down
-        return self.rtt_s + self.queue_s + self.head_s + self.down_last_s + coding
-
-    def exposed_s(self, back_s: float) -> float:
-        """Part of sending a token that an autonomous cloud's next step does not hide."""
-        return max(0.0, self.down_row_s + self.overhead_s - (self.queue_s + back_s + self.head_s))
-
-    def step_s(self, whole_back_s: float) -> float:
-        """One decode step without its layers. ``whole_back_s``: all layers in the cloud, for the autonomous case."""
-        if self.autonomous:
-            return self.queue_s + self.head_s + self.exposed_s(whole_back_s)
-        coding = (self.codec_s or 0.0) * (1 + self.hidden_down)
-        link = self.up_row_s + self.down_row_s + self.overhead_s + self.rtt_s
-        return link + coding + self.queue_s + self.head_s
+    energy_j: float | None = None
+    price: float | None = None

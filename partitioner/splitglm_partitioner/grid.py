@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from splitglm_core.errors import InputError
 from splitglm_core.plan import Arm, Codec, SplitPlan
-from splitglm_partitioner.arms import Block, make_plan
+from splitglm_partitioner.arms import Block, Candidates, make_plan
 from splitglm_partitioner.lanes import Lane, lane_of
 
 Indices = NDArray[np.intp]
@@ -37,11 +36,12 @@ class Grid:
     arms: tuple[tuple[Arm, int, int], ...]
     deep_start: int
 
-    def plan(self, index: int, chunk_tokens: int) -> SplitPlan:
+    def plan(self, index: int, chunk_tokens: int, drafter: str = "none", draft_tokens: int = 0) -> SplitPlan:
         """Column ``index`` as a plan."""
         lane = self.lanes[self.lane[index]]
         s, t = int(self.s[index]), int(self.t[index])
-        return make_plan(self.layers, lane.arm, s, t, lane.codec or Codec.BF16, chunk_tokens)
+        plan = make_plan(self.layers, lane.arm, s, t, lane.codec or Codec.BF16, chunk_tokens)
+        return replace(plan, drafter=drafter, draft_tokens=draft_tokens) if draft_tokens else plan
 
 
 @lru_cache(maxsize=256)
@@ -53,6 +53,12 @@ def column_of(grid: Grid, plan: SplitPlan) -> int | None:
             if same_cut and grid.lanes[grid.lane[index]].codec in (None, plan.codec):
                 return index
     return None
+
+
+@lru_cache(maxsize=256)
+def grid_of(candidates: Candidates, hidden: int) -> Grid:
+    """All plans of ``candidates``."""
+    return grid_of_blocks(candidates.layers, hidden, candidates.blocks, candidates.codecs)
 
 
 @lru_cache(maxsize=256)
@@ -91,7 +97,5 @@ def grid_of_blocks(layers: int, hidden: int, blocks: tuple[Block, ...], codecs: 
 
 
 def grid_of_plan(plan: SplitPlan, hidden: int) -> Grid:
-    """A grid of one. InputError for a plan that drafts: its cost depends on acceptance, which this grid lacks."""
-    if plan.draft_tokens:
-        raise InputError("a plan with a drafter cannot be priced without acceptance statistics", "set draft_tokens=0")
+    """A grid of one."""
     return grid_of_blocks(plan.layers, hidden, (Block(plan.arm, plan.t, plan.s, plan.s + 1),), (plan.codec,))

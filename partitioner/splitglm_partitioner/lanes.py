@@ -58,10 +58,12 @@ def undominated(codecs: tuple[Codec, ...], situation: Situation) -> tuple[Codec,
 
     The codec of an open session stays, since it alone can go on there.
     """
-    request, device = situation.request, situation.device
-    coding = tuple([device.codec_s_per_token(codec) or 0.0 for codec in codecs])
+    request, timed = situation.request, situation.device.codecs
+    coding = tuple([next((entry.s_per_token for entry in timed if entry.codec is codec), 0.0) for codec in codecs])
     warm = request.warm.plan.codec if request.warm is not None else None
-    return _undominated(codecs, coding, situation.model.hidden, min(request.chunk_tokens, request.prompt_tokens), warm)
+    # What is beaten in the shortest first chunk is beaten in any: with its length the other's lead grows.
+    first_rows = min(request.prompt_tokens, *request.chunk_sizes)
+    return _undominated(codecs, coding, situation.model.hidden, first_rows, warm)
 
 
 @lru_cache(maxsize=256)

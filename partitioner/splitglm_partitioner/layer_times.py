@@ -51,6 +51,7 @@ class LayerTimes:
     _depth: Seconds = field(init=False, repr=False, compare=False)
     _chunks: tuple[int, ...] = field(init=False, repr=False, compare=False)
     _prefill: Seconds = field(init=False, repr=False, compare=False)
+    _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_count("number of timed layers", len(self.decode_s), 1, MAX_LAYERS)
@@ -74,6 +75,11 @@ class LayerTimes:
         object.__setattr__(self, "_depth", np.arange(len(self.decode_s) + 1, dtype=np.float64))
         object.__setattr__(self, "_chunks", (1, *chunks))
         object.__setattr__(self, "_prefill", sums)
+        sums.setflags(write=False)
+        object.__setattr__(self, "_hash", hash((self.decode_s, self.decode_context_tokens, self.prefill)))
+
+    def __hash__(self) -> int:
+        return self._hash  # caches look these up for every decision, and there are hundreds of numbers
 
     @classmethod
     def uniform(
@@ -101,6 +107,29 @@ class LayerTimes:
     def layers(self) -> int:
         return len(self.decode_s)
 
+    @property
+    def points(self) -> Seconds:
+        """Seconds of a decode step, then of each measured chunk, through the first 0, 1, ..., L layers; read-only.
+
+        Shape ``[1 + len(prefill), L + 1]``, at ``decode_context_tokens`` and from an empty cache.
+        """
+        return self._prefill
+
+    def weights(self, tokens: float) -> list[float]:
+        """How a pass over ``tokens`` >= 1 positions is made up of ``points``.
+
+        Seconds of the whole chunk are interpolated, from a decode step (a chunk of one) through the measured sizes; a
+        larger chunk costs as much per token as the largest measured one.
+        """
+        sizes, out = self._chunks, [0.0] * len(self._chunks)
+        if tokens >= sizes[-1]:
+            out[-1] = tokens / sizes[-1]
+            return out
+        right = bisect_right(sizes, tokens)
+        out[right] = (tokens - sizes[right - 1]) / (sizes[right] - sizes[right - 1])
+        out[right - 1] = 1.0 - out[right]
+        return out
+
     def decode_cumulative(self, context_tokens: float) -> Seconds:
         """Seconds of one decode step through the first 0, 1, ..., L layers; float64 ``[L + 1]``."""
         growth = self.decode_s_per_1k_context * (context_tokens - self.decode_context_tokens) / 1000
@@ -122,13 +151,5 @@ class LayerTimes:
         return out
 
     def _chunk(self, tokens: float) -> Seconds:
-        # Seconds of the whole chunk are interpolated, from a decode step (a chunk of one) through the measured sizes;
-        # a larger chunk costs as much per token as the largest measured one.
-        sizes = self._chunks
-        if tokens >= sizes[-1]:
-            largest: Seconds = self._prefill[-1] * (tokens / sizes[-1])
-            return largest
-        right = bisect_right(sizes, tokens)
-        weight = (tokens - sizes[right - 1]) / (sizes[right] - sizes[right - 1])
-        between: Seconds = self._prefill[right - 1] * (1.0 - weight) + self._prefill[right] * weight
-        return between
+        out: Seconds = np.asarray(self.weights(tokens)) @ self._prefill
+        return out

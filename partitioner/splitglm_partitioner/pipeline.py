@@ -1,43 +1,82 @@
 """Completion times of a line of machines: the permutation flow shop with unlimited buffers (Johnson 1954).
 
-``end[i][k] = max(end[i-1][k], end[i][k-1]) + time[i][k]``: job ``i`` leaves machine ``k`` when the machine has finished
-the job before it and the machine before has finished this job. Every entry may be an array: one line per element.
+Job ``i`` leaves machine ``k`` when the machine has finished the job before it and the machine before has finished this
+job. Unrolled, it leaves at the longest path: some job ``j <= i`` comes from the machine before without waiting here,
+and the machine is busy with ``j .. i`` from then on::
+
+    leave_k[i] = max over j <= i of (leave_{k-1}[j] + through_k[i] - before_k[j])
+
+where ``through_k[i]`` is the work of machine ``k`` up to job ``i`` and ``before_k[j]`` that of the jobs before ``j``.
+
+Within a run of equal jobs a path's length is linear in the job at which it changes machines, so the longest path
+changes at an end of a run: only those jobs (knots) need be looked at, and the cost does not grow with the number of jobs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 Seconds = NDArray[np.float64]
 
-# Up to this many equal jobs the recurrence takes fewer vector operations than the closed form.
-_SHORT_RUN = 6
 
+def leaving(arrive: Seconds, through: Seconds, before: Seconds) -> Seconds:
+    """Times at which the knot jobs leave a machine.
 
-def run_jobs(ends: list[Seconds], times: Sequence[Seconds], count: int) -> None:
-    """Pass ``count`` equal jobs through the line and update ``ends``, the time at which each machine falls idle.
-
-    The arrays in ``ends`` are overwritten.
-
-    Long runs use the critical path: it leaves the state before the run at some machine ``j``, visits ``j .. k`` once
-    and repeats the slowest of them ``count - 1`` times, so the cost does not grow with ``count``.
+    Args:
+        arrive: ``[..., knots, plans]``, when they left the machine before.
+        through, before: likewise; work of this machine up to each knot job, and without it.
     """
-    if count <= _SHORT_RUN:
-        for _ in range(count):
-            ends[0] += times[0]
-            for k in range(1, len(ends)):
-                np.maximum(ends[k], ends[k - 1], out=ends[k])
-                ends[k] += times[k]
-        return
-    before = list(ends)
-    for k in range(len(ends)):
-        slowest = through = times[k]
-        best = before[k] + count * times[k]
-        for j in range(k - 1, -1, -1):
-            through = through + times[j]
-            slowest = np.maximum(slowest, times[j])
-            best = np.maximum(best, before[j] + through + (count - 1) * slowest)
-        ends[k] = best
+    out = arrive - before
+    for i in range(1, out.shape[-2]):
+        np.maximum(out[..., i, :], out[..., i - 1, :], out=out[..., i, :])
+    out += through
+    return out
+
+
+def last_leaves(arrive: Seconds, through_last: Seconds, before: Seconds) -> Seconds:
+    """``leaving`` of the last job alone, ``[..., plans]``; ``through_last`` is the machine's whole work."""
+    out: Seconds = (arrive - before).max(axis=-2)
+    out += through_last
+    return out
+
+
+@lru_cache(maxsize=4096)
+def knots_of(jobs: int, width: int) -> Seconds:
+    """Knots of a prompt in ``jobs`` chunks that cost the same but for the first, which may carry more, and the last.
+
+    Returns:
+        ``[2 * width, 3]``: for each of ``width`` knots (the last one repeats when there are fewer), how many ordinary
+        chunks, last chunks and first chunks there are up to and including the knot job; then the same without it.
+    """
+    knots = sorted({0, min(1, jobs - 1), max(0, jobs - 2), jobs - 1})
+    return _counts(np.array(knots + [jobs - 1] * (width - len(knots))), jobs)
+
+
+def most_knots(jobs: int) -> int:
+    """Knots that ``jobs`` chunks have."""
+    return min(4, jobs)
+
+
+def knots_with_context(jobs: int, width: int, chunk: int, last: int, cached: int) -> Seconds:
+    """As ``knots_of``, where each chunk costs more than the one before: every job is a knot.
+
+    Returns:
+        ``[2 * width, 4]``: the fourth column sums tokens times context over the chunks.
+    """
+    index = np.minimum(np.arange(width), jobs - 1)
+    counts = _counts(index, jobs)
+    done = counts[:, 0]
+    context = chunk * (done * cached + chunk * done * (done - 1) / 2)
+    context += counts[:, 1] * last * (cached + (jobs - 1) * chunk)
+    return np.column_stack([counts, context])
+
+
+def _counts(index: NDArray[np.intp], jobs: int) -> Seconds:
+    through = np.column_stack([np.minimum(index + 1, jobs - 1), index == jobs - 1, np.ones(len(index))])
+    before = np.column_stack([index, np.zeros(len(index)), index > 0])
+    out = np.concatenate([through, before]).astype(np.float64)
+    out.setflags(write=False)
+    return out

@@ -9,7 +9,13 @@ from splitglm_core.plan import Arm, Codec, Privacy, SplitPlan
 from splitglm_core.shapes import ModelShape
 from splitglm_partitioner.bounds import MAX_BYTES, MAX_LAYERS, MAX_SECONDS, MAX_TOKENS, check_count, check_number
 from splitglm_partitioner.drafts import DraftStatistics
+from splitglm_partitioner.observations import Outcome
 from splitglm_partitioner.profiles import CloudProfile, DeviceProfile, LinkEstimate
+
+MAX_CHUNKS = 4096
+MAX_CHUNK_SIZES = 8
+MAX_DRAFTERS = 8
+MAX_JOULES = 1e9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +23,7 @@ class Objective:
     """Weights of what is minimised: ``latency * total_s + ttft * ttft_s + energy * joules + cloud_cost * price``.
 
     ``cloud_cost`` multiplies the cloud's stated price of the request; without a stated price the cloud is left out.
-    ``energy`` multiplies joules; a request that weighs them is refused while no profile measures them.
+    ``energy`` multiplies the device's joules; weighing them needs a device profile that states its power.
     """
 
     latency: float = 1.0
@@ -30,8 +36,23 @@ class Objective:
             check_number(f"objective weight {name}", getattr(self, name), 0.0, 1e9)
         if self.latency == self.ttft == self.energy == self.cloud_cost == 0.0:
             raise InputError("all objective weights are 0: nothing to choose by", "set latency=1")
-        if self.energy > 0.0:
-            raise InputError("no device profile measures joules, so energy cannot be weighed", "set energy=0")
+
+    def value_of(self, outcome: Outcome) -> float:
+        """What ``outcome`` came to under these weights; lower is better, comparable with a ``Choice.value``.
+
+        Raises:
+            InputError: a weight is not 0 and what it weighs is not known of the outcome.
+        """
+        value = self.latency * outcome.total_s + self.ttft * outcome.ttft_s
+        for name, weight, amount in (
+            ("energy", self.energy, outcome.energy_j),
+            ("price", self.cloud_cost, outcome.price),
+        ):
+            if weight > 0.0:
+                if amount is None:
+                    raise InputError(f"the {name} of this outcome is not known, and it weighs in the objective")
+                value += weight * amount
+        return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +113,8 @@ class Request:
         warm: an open session that may be reused.
         max_new_tokens: most tokens that the answer may have: what memory and positions must hold; None for
             ``expected_new_tokens``.
+        chunks: further chunk sizes that the policy may take instead of ``chunk_tokens``. An open session keeps its own.
+        energy_budget_j: bound on the device's joules for the whole request, kept under the pessimistic link.
     """
 
     prompt_tokens: int
@@ -106,6 +129,8 @@ class Request:
     fixed: Fixed = Fixed()
     warm: Warm | None = None
     max_new_tokens: int | None = None
+    chunks: tuple[int, ...] = ()
+    energy_budget_j: float | None = None
 
     def __post_init__(self) -> None:
         check_count("prompt_tokens", self.prompt_tokens, 1, MAX_TOKENS)
@@ -114,15 +139,31 @@ class Request:
             check_count("max_new_tokens", self.max_new_tokens, self.expected_new_tokens, MAX_TOKENS)
         check_count("s_min", self.s_min, 1, MAX_LAYERS)
         # A chunk of one is a decode step; the bound below keeps the number of chunks of any prompt small.
-        check_count("chunk_tokens", self.chunk_tokens, 1, MAX_TOKENS)
-        if self.prompt_tokens > 4096 * self.chunk_tokens:
-            raise InputError(f"{self.prompt_tokens} tokens in chunks of {self.chunk_tokens} are more than 4096 chunks")
+        check_count("further chunk sizes", len(self.chunks), 0, MAX_CHUNK_SIZES - 1)
+        for chunk in self.chunk_sizes:
+            check_count("chunk_tokens", chunk, 1, MAX_TOKENS)
+            if self.prompt_tokens > MAX_CHUNKS * chunk:
+                raise InputError(f"{self.prompt_tokens} tokens in chunks of {chunk} are more than {MAX_CHUNKS} chunks")
+        if len(set(self.chunk_sizes)) != len(self.chunk_sizes):
+            raise InputError("chunks lists a size twice, or chunk_tokens again")
+        if self.energy_budget_j is not None:
+            check_number("energy_budget_j", self.energy_budget_j, 0.0, MAX_JOULES)
         if self.deadline_s is not None:
             check_number("deadline_s", self.deadline_s, 0.0, MAX_SECONDS)
         if len(set(self.codecs)) != len(self.codecs):
             raise InputError("codecs lists a codec twice")
         if self.warm is not None and self.warm.cached_tokens >= self.prompt_tokens:
             raise InputError("a warm session must leave at least one prompt token to run")
+
+    @property
+    def chunk_sizes(self) -> tuple[int, ...]:
+        """``chunk_tokens``, then ``chunks``."""
+        return (self.chunk_tokens, *self.chunks)
+
+    @property
+    def mean_context_tokens(self) -> float:
+        """Context of the middle of the expected answer: what its steps are priced at."""
+        return self.prompt_tokens + self.expected_new_tokens / 2
 
     @property
     def positions(self) -> int:
@@ -158,6 +199,16 @@ class Situation:
             raise InputError(f"the cloud profile is of a model with {self.cloud.layers} layers, not {n}")
         if self.request.warm is not None and self.request.warm.plan.layers != n:
             raise InputError(f"the warm session is of a model with {self.request.warm.plan.layers} layers, not {n}")
+        if (self.request.objective.energy > 0.0 or self.request.energy_budget_j is not None) and (
+            self.device.power is None
+        ):
+            raise InputError(
+                "the request weighs or bounds energy, and the device profile does not state its power",
+                "set energy=0 and no energy_budget_j, or state compute_w and radio_w in the profile",
+            )
+        check_count("drafters", len(self.drafts), 0, MAX_DRAFTERS)
+        if len({drafter.name for drafter in self.drafts}) != len(self.drafts):
+            raise InputError("drafts lists a drafter twice")
         if self.request.positions > self.model.max_positions:
             raise PromptTooLong(
                 f"{self.request.prompt_tokens} prompt and up to "

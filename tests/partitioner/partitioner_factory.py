@@ -10,14 +10,18 @@ from hypothesis import strategies as st
 from splitglm_core.plan import Arm, Codec, HeadSide, Precision, Privacy, SplitPlan
 from splitglm_core.ranges import LayerRange
 from splitglm_core.shapes import ModelShape
+from splitglm_partitioner.drafts import DraftStatistics
 from splitglm_partitioner.layer_times import LayerTimes, PrefillPoint
+from splitglm_partitioner.power import PowerProfile
 from splitglm_partitioner.profiles import CloudProfile, CodecTime, DeviceProfile, LinkEstimate, PrecisionProfile
 from splitglm_partitioner.request import Fixed, Objective, Request, Situation, Warm
 
 ALL_CODECS = (Codec.FP32, Codec.BF16, Codec.INT8)
+HIDDEN = 256
+POWER = PowerProfile(compute_w=4.0, radio_w=0.8, uplink_j_per_byte=2e-7, downlink_j_per_byte=1e-7)
 
 
-def make_model(layers: int = 12, hidden: int = 256) -> ModelShape:
+def make_model(layers: int = 12, hidden: int = HIDDEN) -> ModelShape:
     return ModelShape(
         layers=layers,
         hidden=hidden,
@@ -122,6 +126,81 @@ def plans(draw: st.DrawFn, layers: int) -> SplitPlan:
     return ushape(layers, s, draw(st.integers(s + 1, layers)), codec, chunk)
 
 
+def links() -> st.SearchStrategy[LinkEstimate]:
+    """Any link: rates, delays, uncertainty, bytes of others ahead, a radio at rest, slow start."""
+    waits = st.just(0.0) | st.floats(0, 1)
+    rates = st.floats(1e3, 1e8)
+    return st.builds(
+        make_link,
+        uplink_bytes_per_s=rates,
+        downlink_bytes_per_s=rates,
+        rtt_s=st.floats(0, 0.5),
+        uplink_rel_error=st.floats(0, 2),
+        rtt_var_s=st.floats(0, 0.1),
+        uplink_queue_s=waits,
+        promotion_s=waits,
+        window_bytes=st.none() | st.integers(1000, 100_000),
+    )
+
+
+@st.composite
+def drafters(draw: st.DrawFn, layers: int, name: str, arms: tuple[Arm, ...] | None = None) -> DraftStatistics:
+    """Any drafter: beside the front, early exit, or in the cloud."""
+    chances = sorted(draw(st.lists(st.floats(0, 1), min_size=1, max_size=5)), reverse=True)
+    seconds, kind = draw(st.floats(0, 1e-2)), draw(st.sampled_from(["plain", "front", "early exit", "in cloud"]))
+    if kind == "in cloud" and arms in (None, (Arm.CLOUD,)):
+        return DraftStatistics(
+            name=name, s_per_token=seconds, survival=tuple(chances), arms=(Arm.CLOUD,), in_cloud=True
+        )
+    depth = 0 if kind in ("plain", "in cloud") else draw(st.integers(1, layers))
+    given_arms = arms or draw(st.sampled_from([(Arm.CLOUD, Arm.SPLIT, Arm.USHAPE), (Arm.USHAPE,), (Arm.SPLIT,)]))
+    return DraftStatistics(
+        name=name,
+        s_per_token=seconds,
+        survival=tuple(chances),
+        front_layers=depth,
+        shares_front=kind == "early exit",
+        arms=given_arms,
+    )
+
+
+@st.composite
+def situations_of_plans(draw: st.DrawFn) -> tuple[Situation, SplitPlan]:
+    """Anything that a plan's price may depend on, and a plan that has one."""
+    layers = draw(st.integers(2, 5))
+    device = make_device(
+        layers,
+        times=draw(layer_times(layers)),
+        codecs=draw(st.sampled_from([(), tuple(CodecTime(codec=c, s_per_token=3e-5) for c in Codec)])),
+        seal_s_per_byte=draw(st.none() | st.floats(0, 1e-7)),
+        seal_s_per_record=draw(st.none() | st.floats(0, 1e-4)),
+        slowdown=draw(st.just(1.0) | st.floats(0.5, 8)),
+        power=draw(st.none() | st.just(POWER)),
+    )
+    cloud = make_cloud(
+        layers,
+        times=draw(layer_times(layers)),
+        sweep_s=draw(st.floats(0, 0.1)),
+        slowdown=draw(st.just(1.0) | st.floats(0.5, 8)),
+        price_per_layer_token=draw(st.none() | st.just(1e-6)),
+    )
+    plan = draw(plans(layers))
+    # Up to fourteen chunks: runs of equal chunks longer than the knots occur.
+    prompt = draw(st.integers(1, 14 * plan.chunk_tokens))
+    warm = Warm(plan=plan, cached_tokens=draw(st.integers(0, prompt - 1))) if draw(st.booleans()) else None
+    drafts: tuple[DraftStatistics, ...] = ()
+    if plan.arm is not Arm.DEVICE and draw(st.booleans()):
+        drafts = (draw(drafters(layers, "drafter", (plan.arm,))),)
+        if drafts[0].front_layers <= plan.s:
+            length = draw(st.integers(1, len(drafts[0].survival)))
+            plan = dataclasses.replace(plan, drafter="drafter", draft_tokens=length)
+    request = make_request(prompt_tokens=prompt, chunk_tokens=plan.chunk_tokens, warm=warm)
+    situation = Situation(
+        request=request, model=make_model(layers), device=device, link=draw(links()), cloud=cloud, drafts=drafts
+    )
+    return situation, plan
+
+
 @st.composite
 def situations(draw: st.DrawFn) -> Situation:
     """Anything valid: any privacy, memory, cloud, overrides, open sessions, deadlines."""
@@ -133,6 +212,9 @@ def situations(draw: st.DrawFn) -> Situation:
         memory_bytes_free=draw(st.integers(0, 20_000_000)),
         max_layers=draw(st.integers(0, layers)),
         codecs=codec_times,
+        seal_s_per_byte=draw(st.sampled_from([None, 2e-9])),
+        power=draw(st.sampled_from([None, POWER])),
+        slowdown=draw(st.sampled_from([1.0, 2.5])),
     )
     start = draw(st.integers(0, layers - 1))
     served = LayerRange(start, draw(st.integers(start + 1, layers))) if draw(st.booleans()) else LayerRange(0, layers)
@@ -147,13 +229,7 @@ def situations(draw: st.DrawFn) -> Situation:
         codecs=draw(st.sampled_from([(), (Codec.BF16,), ALL_CODECS])),
         price_per_layer_token=draw(st.sampled_from([None, 1e-6])),
     )
-    link = make_link(
-        uplink_bytes_per_s=draw(st.floats(1e3, 1e8)),
-        downlink_bytes_per_s=draw(st.floats(1e3, 1e8)),
-        rtt_s=draw(st.floats(0, 0.5)),
-        uplink_rel_error=draw(st.floats(0, 2)),
-        rtt_var_s=draw(st.floats(0, 0.1)),
-    )
+    link = draw(links())
     prompt = draw(st.integers(1, 400))
     warm = None
     if draw(st.booleans()):
@@ -169,18 +245,27 @@ def situations(draw: st.DrawFn) -> Situation:
         privacy=draw(st.sampled_from(list(Privacy))),
         s_min=draw(st.integers(1, layers)),
         deadline_s=draw(st.none() | st.floats(0.0, 20.0)),
-        objective=Objective(latency=1.0, ttft=draw(st.floats(0, 5)), cloud_cost=draw(st.sampled_from([0.0, 1.0]))),
+        objective=Objective(
+            latency=draw(st.sampled_from([0.0, 1.0])),
+            ttft=draw(st.floats(0.1, 5)),
+            cloud_cost=draw(st.sampled_from([0.0, 1.0])),
+            energy=draw(st.sampled_from([0.0, 0.3])) if device.power is not None else 0.0,
+        ),
+        energy_budget_j=draw(st.none() | st.floats(0.0, 50.0)) if device.power is not None else None,
         codecs=draw(st.sampled_from([(Codec.BF16,), (Codec.BF16, Codec.INT8), ALL_CODECS])),
         chunk_tokens=draw(st.sampled_from([1, 16, 50, 128])),
+        chunks=draw(st.sampled_from([(), (7,), (32, 64, 200)])),
         head_on_device=draw(st.booleans()),
         fixed=fixed,
         warm=warm,
     )
     reachable = draw(st.booleans())
+    names = draw(st.sampled_from([(), ("one",), ("one", "two")]))
     return Situation(
         request=request,
         model=make_model(layers),
         device=device,
         link=link if reachable else None,
         cloud=cloud if reachable else None,
+        drafts=tuple(draw(drafters(layers, name)) for name in names),
     )

@@ -70,11 +70,11 @@ def test_a_ushape_with_a_tail_downloads_every_prompt_position_and_without_one_on
     assert cost.downlink_bytes == down + steps
 
 
-def test_split_downloads_token_ids_and_cloud_only_also_uploads_them() -> None:
+def test_split_downloads_token_ids_and_cloud_only_also_uploads_the_prompts() -> None:
     request = make_request(prompt_tokens=300, expected_new_tokens=50)
     assert price(split(N, 4), request).downlink_bytes == 4 * 50
     cloud_only = price(SplitPlan.cloud_only(N), request)
-    assert (cloud_only.uplink_bytes, cloud_only.downlink_bytes) == (4 * (300 + 49), 4 * 50)
+    assert (cloud_only.uplink_bytes, cloud_only.downlink_bytes) == (4 * 300, 4 * 50)
     device_only = price(SplitPlan.device_only(N), request)
     assert (device_only.uplink_bytes, device_only.downlink_bytes) == (0, 0)
 

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import heapq
+import math
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from partitioner_factory import layer_times, make_cloud, make_device, make_link, make_model, make_request, plans
+from partitioner_factory import (
+    HIDDEN,
+    make_cloud,
+    make_device,
+    make_link,
+    make_model,
+    make_request,
+    situations_of_plans,
+)
 
 from splitglm_core.plan import Arm, Codec, SplitPlan
-from splitglm_partitioner.cost import cost_of
+from splitglm_partitioner.cost import cost_in, cost_of
+from splitglm_partitioner.drafts import DraftStatistics
 from splitglm_partitioner.layer_times import LayerTimes
-from splitglm_partitioner.pipeline import run_jobs
+from splitglm_partitioner.pipeline import knots_of, last_leaves, leaving
 from splitglm_partitioner.profiles import CloudProfile as Cloud
-from splitglm_partitioner.profiles import CodecTime, DeviceProfile, LinkEstimate
-
-HIDDEN = 256
+from splitglm_partitioner.profiles import DeviceProfile, LinkEstimate
 
 
 class Machines:
@@ -34,8 +42,8 @@ class Machines:
         # Arrivals at an instant are seen before a machine picks its next job at that instant.
         heapq.heappush(self.events, (at, self.count if kind == "arrive" else self.count + 10**9, kind, what))
 
-    def run(self, jobs: list[list[tuple[str, float, float]]]) -> float:
-        for number in range(len(jobs)):
+    def run(self, jobs: list[list[tuple[str, float, float]]], first_ready: int | None = None) -> float:
+        for number in sorted(range(len(jobs)), key=lambda number: number != first_ready):
             self.post(0.0, "arrive", (number, 0))
         end = 0.0
         while self.events:
@@ -59,6 +67,15 @@ class Machines:
         return end
 
 
+def waiting_s(size: int, link: LinkEstimate) -> float:
+    """Round trips of slow start, one at a time: what each leaves unused of the link."""
+    window, lost = float(link.window_bytes or math.inf), 0.0
+    while size > window and window < link.uplink_bytes_per_s * link.rtt_s:
+        lost += link.rtt_s - window / link.uplink_bytes_per_s
+        size, window = size - int(window), 2 * window
+    return lost
+
+
 def layer_s(times: LayerTimes, layer: int, tokens: int, context: int) -> float:
     """Seconds of one chunk in one layer, read off the measured points one by one."""
     sizes = [1, *(point.chunk_tokens for point in times.prefill)]
@@ -75,69 +92,142 @@ def payload(codec: Codec, rows: int, base: int) -> int:
     return (rows - 1) * row + 4 * HIDDEN if codec is Codec.INT8 and base == 0 else rows * row
 
 
-def simulated_ttft_s(plan: SplitPlan, prompt: int, device: DeviceProfile, link: LinkEstimate, cloud: Cloud) -> float:
-    profile, arm, n = device.active, plan.arm, plan.layers
-    codec_s = device.codec_s_per_token(plan.codec) or 0.0
+def sealing_s(device: DeviceProfile, size: int) -> float:
+    return (device.seal_s_per_record or 0.0) + (device.seal_s_per_byte or 0.0) * size
+
+
+def cloud_layers(cloud: Cloud, plan: SplitPlan) -> list[int]:
+    """Of the layers of the back, their places in the cloud's profile."""
+    return [layer - cloud.served.start for layer in plan.back]
+
+
+def simulated_ttft_s(
+    plan: SplitPlan, prompt: int, cached: int, device: DeviceProfile, link: LinkEstimate, cloud: Cloud
+) -> float:
+    profile, arm, n, slow = device.active, plan.arm, plan.layers, device.slowdown
+    codec_s = (device.codec_s_per_token(plan.codec) or 0.0) * slow
     jobs: list[list[tuple[str, float, float]]] = []
-    for base in range(0, prompt, plan.chunk_tokens):
+    deep = arm is Arm.USHAPE and plan.t < n
+    upload = 4 * (prompt - cached) if arm is Arm.CLOUD else payload(plan.codec, prompt - cached, cached)
+    for base in range(cached, prompt, plan.chunk_tokens):
         rows = min(plan.chunk_tokens, prompt - base)
         stages: list[tuple[str, float, float]] = []
-        if plan.s:
-            front = rows * profile.embed_s + sum(layer_s(profile.times, i, rows, base) for i in plan.front)
-            stages.append(("device", front + (rows * codec_s if arm is not Arm.DEVICE else 0.0), 0.0))
+        size = 4 * rows if arm is Arm.CLOUD else payload(plan.codec, rows, base)
+        front = sum(layer_s(profile.times, i, rows, base) for i in plan.front) + (
+            rows * profile.embed_s if plan.s else 0
+        )
+        coding = rows * codec_s if arm in (Arm.SPLIT, Arm.USHAPE) else 0.0
+        sealing = 0.0 if arm is Arm.DEVICE else sealing_s(device, size)
+        stages.append(("device", front * slow + coding + sealing, 0.0))
         if arm is not Arm.DEVICE:
-            size = 4 * rows if arm is Arm.CLOUD else payload(plan.codec, rows, base)
-            lag = link.rtt_s / 2 + cloud.queue_s
-            stages.append(("up", size / link.uplink_bytes_per_s + link.overhead_s, lag))
-            stages.append(("cloud", sum(layer_s(cloud.times, i, rows, base) for i in plan.back), 0.0))
-        if arm is Arm.USHAPE and plan.t < n:
-            stages.append(("down", payload(plan.codec, rows, base) / link.downlink_bytes_per_s, link.rtt_s / 2))
-            tail = sum(layer_s(profile.times, i, rows, base) for i in plan.tail)
-            stages.append(("device", tail + rows * codec_s, 0.0))
+            lag = link.rtt_s / 2 + cloud.queue_s + cloud.sweep_s
+            waking = link.promotion_s + waiting_s(upload, link) if base == cached else 0.0
+            stages.append(("up", size / link.uplink_bytes_per_s + link.overhead_s + waking, lag))
+            back = sum(layer_s(cloud.times, i, rows, base) for i in cloud_layers(cloud, plan))
+            stages.append(("cloud", back * cloud.slowdown, 0.0))
+        if deep:
+            down = payload(plan.codec, rows, base)
+            stages.append(("down", down / link.downlink_bytes_per_s, link.rtt_s / 2))
+            tail = sum(layer_s(profile.times, i, rows, base) for i in plan.tail) * slow
+            stages.append(("device", tail + rows * codec_s + sealing_s(device, down), 0.0))
         jobs.append(stages)
-    end = Machines().run(jobs)
-    if arm is Arm.DEVICE:
-        return end + profile.head_s
-    if arm is Arm.USHAPE and plan.t < n:
-        return end + profile.head_s
+    if arm is not Arm.DEVICE and link.uplink_queue_s:
+        jobs.append([("up", link.uplink_queue_s, 0.0)])  # what others handed over before: ready at once
+    end = Machines().run(jobs, first_ready=len(jobs) - 1 if arm is not Arm.DEVICE and link.uplink_queue_s else None)
+    head_s = profile.head_s * slow
+    if arm is Arm.DEVICE or deep:
+        return end + head_s
+    down = payload(plan.codec, 1, prompt - 1) if arm is Arm.USHAPE else 4
+    end += link.rtt_s / 2 + down / link.downlink_bytes_per_s + sealing_s(device, down)
     if arm is Arm.USHAPE:
-        last = payload(plan.codec, 1, prompt - 1) / link.downlink_bytes_per_s
-        return end + link.rtt_s / 2 + last + codec_s + profile.head_s
-    assert cloud.head_s is not None
-    return end + cloud.head_s + link.rtt_s / 2 + 4 / link.downlink_bytes_per_s
+        return end + codec_s + head_s
+    return end + (cloud.head_s or 0.0) * cloud.slowdown
 
 
-@settings(max_examples=150, deadline=None)
+def pass_s(times: LayerTimes, layers: list[int], rows: int, context: float) -> float:
+    """Seconds of a decode step of ``rows`` positions: of a chunk as long, and the growth of attention with context."""
+    seconds = sum(layer_s(times, i, rows, 0) for i in layers)
+    growth = times.decode_s_per_1k_context * (context - times.decode_context_tokens) / 1000
+    further = (times.prefill_s_per_token_per_1k_context or 0.0) * (rows - 1) * context / 1000
+    return seconds + len(layers) * (growth + further)
+
+
+def simulated_token_s(
+    plan: SplitPlan,
+    context: float,
+    device: DeviceProfile,
+    link: LinkEstimate,
+    cloud: Cloud,
+    drafter: DraftStatistics | None,
+) -> float:
+    """Seconds per token of one round after another."""
+    profile, arm, rows, slow = device.active, plan.arm, plan.draft_tokens + 1, device.slowdown
+    kept = sum(math.prod([1.0, drafter.survival[j]]) for j in range(plan.draft_tokens)) if drafter is not None else 0.0
+    drafting = plan.draft_tokens * drafter.s_per_token if drafter is not None else 0.0
+    front = pass_s(profile.times, list(plan.front), rows, context) + (rows * profile.embed_s if plan.s else 0.0)
+    if drafter is not None and drafter.shares_front:
+        early = list(range(drafter.front_layers))
+        front -= pass_s(profile.times, early, rows, context) - pass_s(profile.times, early, 1, context)
+        front -= plan.draft_tokens * profile.embed_s
+    tail = pass_s(profile.times, list(plan.tail), rows, context) if arm is Arm.USHAPE else 0.0
+    if arm is Arm.DEVICE:
+        return (front + profile.head_s) * slow
+    back = pass_s(cloud.times, cloud_layers(cloud, plan), rows, context)
+    in_cloud = (back + (0.0 if arm is Arm.USHAPE else rows * (cloud.head_s or 0.0))) * cloud.slowdown
+    waits = cloud.queue_s + cloud.sweep_s
+    up = 4 * rows if arm is Arm.CLOUD else payload(plan.codec, rows, 1)
+    down = payload(plan.codec, rows, 1) if arm is Arm.USHAPE else 4 * rows
+    receiving = down / link.downlink_bytes_per_s + link.overhead_s + sealing_s(device, down)
+    if arm is Arm.CLOUD and (drafter is None or drafter.in_cloud):
+        return max(waits + in_cloud + drafting * cloud.slowdown, receiving) / (1 + kept)
+    here = front + drafting + (tail + rows * profile.head_s if arm is Arm.USHAPE else 0.0)
+    coded = 0 if arm is Arm.CLOUD else rows * (2 if arm is Arm.USHAPE else 1)
+    here += coded * (device.codec_s_per_token(plan.codec) or 0.0)
+    sending = sealing_s(device, up) + up / link.uplink_bytes_per_s + link.rtt_s
+    return (here * slow + sending + waits + in_cloud + receiving) / (1 + kept)
+
+
+@settings(max_examples=200, deadline=None)
 @given(st.data())
-def test_ttft_is_what_an_event_simulation_of_the_chunks_takes(data: st.DataObject) -> None:
-    layers = data.draw(st.integers(2, 5))
-    times = data.draw(st.sampled_from([(), tuple(CodecTime(codec=c, s_per_token=3e-5) for c in Codec)]))
-    device = make_device(layers, times=data.draw(layer_times(layers)), codecs=times)
-    cloud = make_cloud(layers, times=data.draw(layer_times(layers)))
-    rate = st.floats(1e4, 1e8)
-    link = make_link(
-        uplink_bytes_per_s=data.draw(rate), downlink_bytes_per_s=data.draw(rate), rtt_s=data.draw(st.floats(0, 0.3))
-    )
-    plan = data.draw(plans(layers))
-    # Up to fourteen chunks: both the step-by-step and the closed form of a run of equal chunks occur.
-    prompt = data.draw(st.integers(1, 14 * plan.chunk_tokens))
-    request = make_request(prompt_tokens=prompt, chunk_tokens=plan.chunk_tokens)
-    priced = cost_of(plan, request, make_model(layers, HIDDEN), device, link, cloud)
-    assert priced.ttft_s == pytest.approx(simulated_ttft_s(plan, prompt, device, link, cloud), rel=1e-9)
+def test_prices_are_what_an_event_simulation_takes(data: st.DataObject) -> None:
+    """Chunks, queues, slow start, sealing, slowdowns, drafts: everything, one event and one number at a time."""
+    x, plan = data.draw(situations_of_plans())
+    assert x.link is not None and x.cloud is not None
+    request = x.request
+    priced = cost_in(x, plan)
+    cached = request.cached_tokens(plan)
+    ttft_s = simulated_ttft_s(plan, request.prompt_tokens, cached, x.device, x.link, x.cloud)
+    assert priced.ttft_s == pytest.approx(ttft_s, rel=1e-9)
+    drafter = next((entry for entry in x.drafts if entry.name == plan.drafter), None)
+    token_s = simulated_token_s(plan, request.mean_context_tokens, x.device, x.link, x.cloud, drafter)
+    assert priced.per_token_s == pytest.approx(token_s, rel=1e-9)
+    assert priced.step.busy_s == pytest.approx(token_s, rel=1e-9)
+    assert priced.ttft_s <= priced.prefill.busy_s * (1 + 1e-9)
 
 
 @given(
-    st.lists(st.lists(st.floats(0, 10), min_size=4, max_size=4), min_size=2, max_size=2),
-    st.integers(7, 60),
+    st.lists(st.lists(st.floats(0, 10), min_size=3, max_size=3), min_size=3, max_size=3),
+    st.lists(st.floats(0, 10), min_size=3, max_size=3),
+    st.integers(1, 40),
 )
-def test_the_closed_form_of_a_long_run_equals_the_recurrence(rows: list[list[float]], count: int) -> None:
-    starts, times = rows
-    long = [np.array([x]) for x in starts]
-    single = [np.array([x]) for x in starts]
-    run_jobs(long, [np.array([x]) for x in times], count)
-    for _ in range(count):
-        run_jobs(single, [np.array([x]) for x in times], 1)
-    assert np.allclose(np.concatenate(long), np.concatenate(single), rtol=1e-12)
+def test_the_knots_of_a_long_run_give_what_the_recurrence_gives(
+    times: list[list[float]], extra: list[float], jobs: int
+) -> None:
+    """``times[kind][machine]`` of a first, an ordinary and a last job; the first carries ``extra`` besides."""
+    ordinary, last = np.array(times[1]), np.array(times[2])
+    ends = np.zeros(3)
+    for job in range(jobs):
+        seconds = (last if job == jobs - 1 else ordinary) + (np.array(extra) if job == 0 else 0.0)
+        for machine in range(3):
+            ends[machine] = max(ends[machine], ends[machine - 1] if machine else 0.0) + seconds[machine]
+    counts = knots_of(jobs, 4)
+    work = (counts @ np.array([ordinary, last, extra]))[:, :, None]
+    through, before = work[:4], work[4:]
+    at_end = leaving(leaving(through[:, 0], through[:, 1], before[:, 1]), through[:, 2], before[:, 2])
+    assert at_end[-1, 0] == pytest.approx(ends[2], rel=1e-9, abs=1e-12)
+    assert last_leaves(leaving(through[:, 0], through[:, 1], before[:, 1]), through[3, 2], before[:, 2])[0] == (
+        pytest.approx(ends[2], rel=1e-9, abs=1e-12)
+    )
 
 
 def test_overlap_hides_the_faster_stages() -> None:
