@@ -19,7 +19,8 @@ class Account:
         first_s: when its first token was there; infinite until then.
         tokens: that the user has.
         busy_s: seconds in which the device computed.
-        linked_s, unlinked_s: when it first used the link and when it last heard of it; NaN when it never did.
+        linked_s: when it first used the link; NaN when it never did.
+        gone_s: when it gave the cloud up and went on alone; infinite when it did not.
         layer_tokens: layers times positions that the cloud computed for it.
         told: observations in order of their time; None when nobody listens.
         failed: why it has no answer.
@@ -32,9 +33,8 @@ class Account:
     down_bytes: int = 0
     busy_s: float = 0.0
     linked_s: float = math.nan
-    unlinked_s: float = math.nan
+    gone_s: float = math.inf
     layer_tokens: int = 0
-    fell_back: bool = False
     told: list[Observation] | None = None
     failed: str | None = None
 
@@ -43,17 +43,20 @@ class Account:
             self.first_s = now_s
         self.tokens += tokens
 
-    def heard(self, sent_s: float, at_s: float) -> None:
-        """An exchange on the link began and ended."""
+    @property
+    def fell_back(self) -> bool:
+        return self.gone_s < math.inf
+
+    def used_link(self, sent_s: float) -> None:
+        """An exchange on the link began."""
         if math.isnan(self.linked_s):
             self.linked_s = sent_s
-        self.unlinked_s = at_s
 
     def outcome(self, end_s: float, power: PowerProfile | None, price_per_layer_token: float | None) -> Outcome:
         """What it came to by ``end_s``."""
         joules = None
         if power is not None:
-            linked_s = 0.0 if math.isnan(self.linked_s) else self.unlinked_s - self.linked_s
+            linked_s = 0.0 if math.isnan(self.linked_s) else max(0.0, min(end_s, self.gone_s) - self.linked_s)
             joules = power.compute_w * self.busy_s + power.radio_w * linked_s
             joules += power.uplink_j_per_byte * self.up_bytes + power.downlink_j_per_byte * self.down_bytes
         return Outcome(

@@ -163,14 +163,13 @@ class Handset:
             return now_s
         idle_s = self.link.idle_s(now_s)
         round_trip_s = self._ping(draws, 0, now_s, PING_BYTES, PING_BYTES) - now_s
-        account.heard(now_s, now_s + round_trip_s)
+        account.used_link(now_s)
         seen.round_trip(account, now_s + round_trip_s, round_trip_s, idle_s)
         now_s += round_trip_s
         if kind is Probe.ROUND_TRIP or round_trip_s >= TIMEOUTS.silence_s:
             return now_s
         for place, (up, down) in enumerate(((PROBE_BYTES, PING_BYTES), (PING_BYTES, PROBE_BYTES)), 1):
             at_s = self._ping(draws, place, now_s, up, down)
-            account.heard(now_s, at_s)
             account.up_bytes += up
             account.down_bytes += down
             seen.probed(account, at_s, up, down, max(at_s - now_s - round_trip_s, 1e-6))

@@ -9,7 +9,7 @@ from splitglm_core.plan import Arm, SplitPlan
 from splitglm_partitioner.arms import enumerate_arms
 from splitglm_partitioner.drafts import DraftStatistics
 from splitglm_partitioner.observations import Outcome
-from splitglm_partitioner.request import Fixed, Objective, Situation
+from splitglm_partitioner.request import Fixed, Situation
 
 
 def forbidden(plan: SplitPlan, situation: Situation) -> str | None:
@@ -40,13 +40,6 @@ def _bad_drafts(plan: SplitPlan, drafters: tuple[DraftStatistics, ...]) -> str |
     if plan.arm not in drafter.arms or plan.draft_tokens > len(drafter.survival) or plan.s < drafter.front_layers:
         return f"drafter {plan.drafter} cannot draft {plan.draft_tokens} tokens for this plan"
     return None
-
-
-def value_of(objective: Objective, outcome: Outcome) -> float:
-    """The objective of what happened; joules and prices that nobody states count nothing."""
-    value = objective.latency * outcome.total_s + objective.ttft * outcome.ttft_s
-    value += objective.energy * (outcome.energy_j or 0.0)
-    return value + objective.cloud_cost * (outcome.price or 0.0)
 
 
 def one_after_the_other(spent: Outcome, then: Outcome) -> Outcome:

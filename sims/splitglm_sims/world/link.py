@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Final
 
+from splitglm_partitioner.slow_start import rest_s
 from splitglm_sims.traces import RateTrace
 from splitglm_sims.world.scene import LinkScene
-
-RESTART_S: Final = 0.2
-"""A connection falls back to its initial window after a retransmission timeout without traffic: a round trip and this
-(RFC 5681, 4.1; RFC 6298 with the smallest variance that Linux assumes)."""
 
 
 class Way:
@@ -25,13 +21,25 @@ class Way:
     whichever is longer (Cardwell et al., "Modeling TCP latency", INFOCOM 2000, without loss).
     """
 
-    __slots__ = ("_left", "_offset_s", "_rate", "_round_s", "_rtt_s", "_trace", "_window", "_window_bytes", "free_s")
+    __slots__ = (
+        "_left",
+        "_offset_s",
+        "_rate",
+        "_rest_s",
+        "_round_s",
+        "_rtt_s",
+        "_trace",
+        "_window",
+        "_window_bytes",
+        "free_s",
+    )
 
     def __init__(self, trace: RateTrace, scene: LinkScene) -> None:
         self._trace = trace
         self._rate = trace.bytes_per_s[0] if len(trace.starts_s) == 1 else 0.0
         self._offset_s = scene.offset_s
         self._rtt_s = scene.rtt_s
+        self._rest_s = rest_s(scene.rtt_s)
         self._window_bytes = scene.window_bytes
         self._window = self._left = math.inf
         self._round_s = 0.0
@@ -67,7 +75,7 @@ class Way:
 
     def _reopen(self, start_s: float, window_bytes: int) -> None:
         """The window as it is at ``start_s``: fresh after a rest, grown by what was acknowledged since."""
-        if start_s - self.free_s > self._rtt_s + RESTART_S:
+        if start_s - self.free_s > self._rest_s:
             self._window = self._left = window_bytes
             self._round_s = start_s
         elif self._left < math.inf and start_s >= self._round_s + self._rtt_s:

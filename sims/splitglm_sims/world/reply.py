@@ -75,7 +75,7 @@ def run_reply(reply: Reply, port: Port, draws: Draws, account: Account, now_s: f
         if reply.alone is None:
             account.failed = LINK_LOST
             return gone.now_s
-        account.fell_back = True
+        account.gone_s = gone.now_s
         return on_device(reply, reply.alone, account, gone.now_s)
 
 
@@ -201,22 +201,24 @@ def _cloud(reply: Reply, port: Port, account: Account, now_s: float, *, streams:
             if answer is None:
                 break
             if answer.step.stream is not None:
-                _take_stream(reply, account, answer)
+                _take_stream(reply, account, answer, chunk.open_s)
             answer = _present(account, answer)
             now_s = max(now_s, answer.at_s)
             open_steps -= 1
             account.down_bytes += answer.down_bytes
             seen.answer(account, answer, effort)
-            if stream is None and last and not open_steps:
-                account.busy_s += chunk.open_s
-                now_s += chunk.open_s
-                account.deliver(now_s, 1)
+            if last and not open_steps:
+                now_s += chunk.open_s  # of the newest token: the others were opened while it was on its way
+                if stream is None:
+                    account.busy_s += chunk.open_s
+                    account.deliver(now_s, 1)
     return now_s
 
 
-def _take_stream(reply: Reply, account: Account, answer: Answer) -> None:
+def _take_stream(reply: Reply, account: Account, answer: Answer, open_s: float) -> None:
     if answer.tokens:
-        account.deliver(answer.first_s, answer.tokens)
+        account.deliver(answer.first_s + open_s, answer.tokens)
+    account.busy_s += open_s * (1 + answer.rounds)
     account.layer_tokens += reply.effort.plan.layers * answer.rows
 
 
@@ -273,7 +275,7 @@ def _present(account: Account, answer: Answer | None) -> Answer:
     """
     if answer is None:
         raise InternalError("a wait ended without an answer")
-    account.heard(answer.sent_s, answer.at_s)
+    account.used_link(answer.sent_s)
     if answer.lost:
         raise _Gone(answer.at_s)
     return answer

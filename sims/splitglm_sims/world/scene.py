@@ -31,8 +31,8 @@ class LinkScene:
         offset_s: where in the traces the world's time 0 lies.
         rest_after_s: without traffic for so long the radio rests; ``math.inf`` for a link that never does.
         promotion_s: extra of the first exchange after a rest.
-        window_bytes: congestion window after a rest of a retransmission timeout (a round trip and 0.2 s) or more; None
-            for no slow start.
+        window_bytes: congestion window after a rest (``splitglm_partitioner.slow_start.rest_s``); None for no slow
+            start.
     """
 
     up: RateTrace

@@ -1,19 +1,24 @@
-"""What the agent would tell its estimators of a pass or an exchange: no more than a real device could know"""
+"""What the agent would tell its estimators of a pass or an exchange: no more than a real device could know
+
+As ``splitglm_edge.watching`` and ``timed_front`` do. Of a stream, whose every token tells the agent of a cloud step,
+one step is told that stands for their mean.
+"""
 
 from __future__ import annotations
 
 from typing import Final
 
-from splitglm_core.plan import Arm
+from splitglm_partitioner.bounds import MAX_SECONDS
 from splitglm_partitioner.observations import CloudStep, DevicePass, Direction, DraftRound, RoundTrip, Transfer
+from splitglm_partitioner.rates import MIN_TRANSFER_BYTES
 from splitglm_sims.world.account import Account
 from splitglm_sims.world.effort import Effort
 from splitglm_sims.world.port import Answer
 
-BIG_BYTES: Final = 16 << 10
-"""A transfer from this size on says something of the rate."""
-SMALL_BYTES: Final = 1 << 10
-"""An exchange of no more, both ways together, says something of the round trip."""
+_SMALL_REPLY: Final = 1 / 16
+"""An upload is timed by its answer, which therefore must be small beside it."""
+_RTT_SHARE: Final = 0.25
+"""An exchange whose bytes take no more of a round trip than this says something of the round trip."""
 
 
 def device_pass(account: Account, at_s: float, rows: int, layers: int, context: int, seconds: float) -> None:
@@ -31,54 +36,52 @@ def answer(account: Account, got: Answer, effort: Effort) -> None:
     told = account.told
     if told is None:
         return
-    step, plan = got.step, effort.plan
+    step = got.step
+    head_s = step.head_rows * (effort.cloud.head_s or 0.0)
     told.append(
-        CloudStep(
-            at_s=got.at_s,
-            rows=step.rows,
-            start=plan.s,
-            stop=plan.t,
-            context_tokens=step.context,
-            queue_s=got.queue_s,
-            sweep_s=got.sweep_s,
-            compute_s=got.compute_s,
-            alone=step.alone,
-        )
+        _cloud_step(got, effort, step.rows, step.context, got.queue_s, _layers_s(got.compute_s, step.compute_s, head_s))
     )
     if got.rounds:
-        rows = max(1, round(got.rows / got.rounds))
-        told.append(
-            CloudStep(
-                at_s=got.at_s,
-                rows=rows,
-                start=plan.s,
-                stop=plan.t,
-                context_tokens=step.context + step.rows + got.tokens // 2,
-                queue_s=got.rounds_queue_s / got.rounds,
-                sweep_s=got.sweep_s,
-                compute_s=got.rounds_compute_s / got.rounds,
-                alone=step.alone,
-            )
-        )
-    if step.up_bytes >= BIG_BYTES:
+        rows, context = max(1, round(got.rows / got.rounds)), step.context + step.rows + got.tokens // 2
+        work = effort.round(rows)
+        compute_s = _layers_s(got.rounds_compute_s / got.rounds, work.back.at(context) + work.head_s, work.head_s)
+        told.append(_cloud_step(got, effort, rows, context, got.rounds_queue_s / got.rounds, compute_s))
+    if step.up_bytes >= MIN_TRANSFER_BYTES and step.down_bytes <= _SMALL_REPLY * step.up_bytes:
         told.append(_transfer(got.at_s, Direction.UP, step.up_bytes, got.up_s, got.idle_s))
-    if step.down_bytes >= BIG_BYTES:
-        told.append(_transfer(got.at_s, Direction.DOWN, step.down_bytes, got.down_s, got.idle_s))
-    if step.alone and plan.arm is not Arm.DEVICE and step.up_bytes + step.down_bytes <= SMALL_BYTES:
-        first_s = got.first_s if step.stream is not None else got.at_s
-        trip_s = first_s - got.sent_s - got.overhead_s - got.queue_s - got.sweep_s - got.compute_s
-        told.append(RoundTrip(at_s=first_s, seconds=max(0.0, trip_s), idle_s=got.idle_s))
+    elif step.alone and step.stream is None:
+        trip_s = got.at_s - got.sent_s - got.overhead_s - got.queue_s - got.sweep_s - got.compute_s - got.up_s
+        if trip_s > 0.0 and got.up_s <= _RTT_SHARE * trip_s:
+            told.append(RoundTrip(at_s=got.at_s, seconds=trip_s, idle_s=min(got.idle_s, MAX_SECONDS)))
+
+
+def _layers_s(compute_s: float, alone_s: float, head_s: float) -> float:
+    """Part of the computing that is the layers' and not the head's, by the cloud's own figures."""
+    return compute_s * (1.0 - head_s / alone_s) if alone_s > 0.0 else compute_s
+
+
+def _cloud_step(got: Answer, effort: Effort, rows: int, context: int, queue_s: float, compute_s: float) -> CloudStep:
+    return CloudStep(
+        at_s=got.at_s,
+        rows=rows,
+        start=effort.plan.s,
+        stop=effort.plan.t,
+        context_tokens=context,
+        queue_s=queue_s,
+        sweep_s=got.sweep_s,
+        compute_s=max(0.0, compute_s),
+        alone=got.step.alone,
+    )
 
 
 def _transfer(at_s: float, direction: Direction, size: int, seconds: float, idle_s: float) -> Transfer:
     return Transfer(
-        at_s=at_s, direction=direction, transfer_bytes=size, seconds=max(seconds, 1e-9), idle_s=min(idle_s, 1e6)
+        at_s=at_s, direction=direction, transfer_bytes=size, seconds=max(seconds, 1e-9), idle_s=min(idle_s, MAX_SECONDS)
     )
 
 
 def round_trip(account: Account, at_s: float, seconds: float, idle_s: float) -> None:
     if account.told is not None:
-        account.told.append(RoundTrip(at_s=at_s, seconds=seconds, idle_s=min(idle_s, 1e6)))
+        account.told.append(RoundTrip(at_s=at_s, seconds=seconds, idle_s=min(idle_s, MAX_SECONDS)))
 
 
 def probed(account: Account, at_s: float, up_bytes: int, down_bytes: int, seconds: float) -> None:

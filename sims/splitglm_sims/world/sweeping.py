@@ -93,7 +93,10 @@ class _Session:
         if not self.orders:
             return 0
         first = self.orders[0]
-        return (1 if first.tokens else first.step.rows) + sum(o.step.rows for o in self.orders if o is not first)
+        rows = 1 if first.tokens else first.step.rows
+        return (
+            rows if len(self.orders) == 1 else rows + sum([order.step.rows for order in self.orders]) - first.step.rows
+        )
 
 
 class SweptCloud:
@@ -113,6 +116,8 @@ class SweptCloud:
         self._from_tokens = times.decode_context_tokens
         self._batches: dict[int, list[float]] = {}
         self._sessions: dict[int, _Session] = {}
+        self._aboard: tuple[Work, ...] = ()
+        self._rows, self._growth_s = 0, 0.0  # of those aboard
         self._nonce = 0
         self.refusals = self.expired = self.batches = self.row_layers = 0
         self.busy_s = 0.0
@@ -173,27 +178,30 @@ class SweptCloud:
         segment = self.carousel.next_segment(now_s)
         if segment is None:
             return None
-        growth = 0.0
-        began_s = self.carousel.sweep_began_s
-        for work in segment.riders:
-            order = self._sessions[work.session].orders[0]
-            if order.boarded_s != order.boarded_s:  # NaN: it boards here
-                left_s = max(order.offered_s, began_s)
-                order.queue_s += left_s - order.offered_s
-                order.sweep_s += now_s - left_s
-                order.boarded_s = now_s
-            if order.step.decode or order.tokens:
-                growth += self._per_pass * (work.base - self._from_tokens) + self._per_row * (work.rows - 1) * work.base
-            else:
-                growth += self._per_row * work.rows * work.base
-        layers, rows = segment.layers, segment.rows
+        if segment.riders != self._aboard:  # equal while nobody boards or alights: most segments of a sweep
+            self._aboard, self._rows, self._growth_s = segment.riders, segment.rows, 0.0
+            for work in segment.riders:
+                self._growth_s += self._board(work, now_s)
+        layers, rows = segment.layers, self._rows
         sums, first = self._batch(rows), self._profile.served.start
-        seconds = sums[layers.stop - first] - sums[layers.start - first] + len(layers) * growth
+        seconds = sums[layers.stop - first] - sums[layers.start - first] + len(layers) * self._growth_s
         seconds *= self._profile.slowdown * self._slowdown.at(now_s)
         self.busy_s += seconds
         self.batches += len(layers)
         self.row_layers += rows * len(layers)
         return segment, seconds
+
+    def _board(self, work: Work, now_s: float) -> float:
+        """Note when a rider boarded; returns what its context adds to the seconds of each layer."""
+        order = self._sessions[work.session].orders[0]
+        if order.boarded_s != order.boarded_s:  # NaN: it boards here
+            left_s = max(order.offered_s, self.carousel.sweep_began_s)
+            order.queue_s += left_s - order.offered_s
+            order.sweep_s += now_s - left_s
+            order.boarded_s = now_s
+        if order.step.decode or order.tokens:
+            return self._per_pass * (work.base - self._from_tokens) + self._per_row * (work.rows - 1) * work.base
+        return self._per_row * work.rows * work.base
 
     def finish(self, segment: Segment, now_s: float) -> tuple[list[Order], float]:
         """The batch has run.
@@ -270,8 +278,11 @@ class SweptCloud:
 
     def _claim(self, session: int, held: _Session) -> None:
         rows = held.held_rows
-        layers = len(held.orders[0].layers) if held.orders else 0
-        payload = sum(order.step.up_bytes for order in held.orders)
+        if not rows:
+            self.gate.hold(session, Claim(held.owner))
+            return
+        payload = sum([order.step.up_bytes for order in held.orders])
+        layers = len(held.orders[0].layers)
         self.gate.hold(session, Claim(held.owner, rows=rows, row_layers=rows * layers, payload_bytes=payload))
 
     def _stats(self, now_s: float) -> EngineStats:

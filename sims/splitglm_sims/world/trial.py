@@ -13,7 +13,7 @@ from splitglm_sims.world.account import Account
 from splitglm_sims.world.alone import LonePort, run_out
 from splitglm_sims.world.draws import Draws
 from splitglm_sims.world.handset import Handset
-from splitglm_sims.world.judging import forbidden, one_after_the_other, value_of
+from splitglm_sims.world.judging import forbidden, one_after_the_other
 from splitglm_sims.world.link import Link
 from splitglm_sims.world.reply import run_reply
 
@@ -77,7 +77,7 @@ def conclude(handset: Handset, index: int, account: Account, draws: Draws, end_s
     judged = outcome
     if account.failed is not None:
         judged = one_after_the_other(outcome, handset.instead(index, draws, end_s))
-    return Trial(end_s=end_s, outcome=outcome, value=value_of(scene.objective, judged), failed=account.failed)
+    return Trial(end_s=end_s, outcome=outcome, value=scene.objective.value_of(judged), failed=account.failed)
 
 
 def _cut(account: Account, at_s: float, end_s: float) -> float:
