@@ -6,9 +6,9 @@ Learning*, WWW 2021, arXiv 2102.02638. Taken: the delay of the device's own laye
 because device-only has no unknown part, and so teaches nothing, an offloading arm is forced at a growing interval.
 
 Differs: features are what a reply has instead of one network pass: bytes up, bytes down, cloud seconds of prefill and
-of decode, round trips, each in the seconds that the profile gives it. So ``theta`` begins at 1 (the profile),
-theirs at 0, and samples weigh by the size of the reply, as large replies scatter more. The forced interval is
-``requests ** forced_power``, the paper's schedule for an unknown horizon. Key frames belong to video and are left out.
+of decode, round trips. As theirs they are scaled to at most 1, by the plans of the first request; ``theta`` begins at
+what the profile says, theirs at 0; samples weigh by the size of the reply, as large ones scatter more. The forced
+interval is ``requests ** forced_power``, the paper's schedule for an unknown horizon. Key frames belong to video.
 The sliding and discounted memories (``linear_bandit``) are the usual remedy for drift; the paper has the plain one.
 Costs are seconds and the price that is known beforehand; joules are not counted. No drafts.
 """
@@ -16,8 +16,9 @@ Costs are seconds and the price that is known beforehand; joules are not counted
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -94,8 +95,11 @@ class MuLinUcb(Passive):
         cuts: values of ``s`` per arm, codec and tail.
     """
 
-    def __init__(self, bandit: LinearBandit, *, alpha: float, forced_power: float, cuts: int) -> None:
-        self._bandit, self._alpha, self._forced_power, self._cuts = bandit, alpha, forced_power, cuts
+    def __init__(
+        self, make_bandit: Callable[[Vector], LinearBandit], *, alpha: float, forced_power: float, cuts: int
+    ) -> None:
+        self._make_bandit, self._alpha, self._forced_power, self._cuts = make_bandit, alpha, forced_power, cuts
+        self._learnt: tuple[LinearBandit, Vector, float] | None = None
         self._requests = self._since_offload = 0
         self._asked: Situation | None = None
 
@@ -111,7 +115,9 @@ class MuLinUcb(Passive):
         terms = [terms_of(plan, situation, warm.get(plan, fresh), objective) for plan in plans]
         features = np.array([term.features for term in terms])
         known = np.array([term.known for term in terms])
-        bound = known + self._bandit.expected(features) - self._alpha * self._bandit.width(features)
+        bandit, scales, unit_s = self._bandit(known, features)
+        scaled = features / scales
+        bound = known + unit_s * (bandit.expected(scaled) - self._alpha * bandit.width(scaled))
         chosen = plans[int(bound.argmin())]
         self._since_offload = self._since_offload + 1 if chosen.arm is Arm.DEVICE else 0
         return chosen
@@ -120,15 +126,27 @@ class MuLinUcb(Passive):
         situation = self._asked
         if not isinstance(observation, ReplyEnded) or situation is None or observation.plan.arm is Arm.DEVICE:
             return
+        if self._learnt is None:
+            return
         plan, outcome, objective = observation.plan, observation.outcome, situation.request.objective
         cached = situation.request.cached_tokens(plan)
         seconds = ReplySeconds(situation, new_tokens=outcome.new_tokens, cached_tokens=cached)
         term = terms_of(plan, situation, seconds, Objective(latency=objective.latency, ttft=objective.ttft))
-        profiled = float(term.features.sum())
-        if profiled <= 0.0:
+        bandit, scales, unit_s = self._learnt
+        size = float(term.features.sum()) / unit_s  # of this reply, in replies like the first
+        if size <= 0.0:
             return
         cost = objective.latency * outcome.total_s + objective.ttft * outcome.ttft_s
-        self._bandit.observe(term.features / profiled, (cost - term.known) / profiled)
+        bandit.observe(term.features / scales / size, (cost - term.known) / unit_s / size)
+
+    def _bandit(self, known: Vector, features: Vector) -> tuple[LinearBandit, Vector, float]:
+        """The bandit, what features are divided by, and its unit of cost: set by the first request's plans."""
+        if self._learnt is None:
+            largest = features.max(axis=0)
+            scales = np.where(largest > 0.0, largest, 1.0)
+            unit_s = max(float((known + features.sum(axis=1)).max()), 1e-9)
+            self._learnt = (self._make_bandit(scales / unit_s), scales, unit_s)
+        return self._learnt
 
     def _warm_seconds(self, situation: Situation, plans: list[SplitPlan]) -> Mapping[SplitPlan, ReplySeconds]:
         """Plans that an open session serves have fewer tokens to run."""
@@ -144,7 +162,7 @@ def mu_linucb(
     alpha: float = 0.3,
     ridge: float = 0.1,
     forced_power: float = 0.25,
-    discount: float = 0.95,
+    discount: float = 0.98,
     window: int = 50,
     cuts: int = 5,
 ) -> MuLinUcb:
@@ -155,10 +173,11 @@ def mu_linucb(
         raise InputError("alpha is 0 or more, forced_power lies in (0, 1), cuts in [2, 64]")
     if memory == "sliding" and window < 1:
         raise InputError("a sliding memory keeps 1 sample or more")
-    bandit = LinearBandit(
-        np.ones(FEATURES),
+    LinearBandit(np.ones(FEATURES), ridge=ridge, discount=discount, window=0)  # refuses what is out of range
+    make = partial(
+        LinearBandit,
         ridge=ridge,
         discount=discount if memory == "discounted" else 1.0,
         window=window if memory == "sliding" else 0,
     )
-    return MuLinUcb(bandit, alpha=alpha, forced_power=forced_power, cuts=cuts)
+    return MuLinUcb(make, alpha=alpha, forced_power=forced_power, cuts=cuts)

@@ -1,26 +1,28 @@
 """The clairvoyant bound: for each request, what would turn out best.
 
-It asks ``Task.foresee``, which runs a plan in a copy of the world, for every arm, tail and codec at both ends and the
-middle of its cuts and for the drafters at hand, and then climbs from the best of each arm: the cut by halving steps,
-the draft length by one. Cost is near-linear in the cut, so that finds the best one but for noise. It is greedy in time:
-a plan that would serve the *next* request better (a warm cache, an awake radio) is not preferred.
+It asks ``Task.foresee``, which runs a plan in a copy of the world, for the plans that hindsight tries (every arm, tail
+and codec, cuts spread over the allowed range, drafters near their best length), and then climbs from the best of each
+arm: the cut by halving steps, the draft length by one. It is greedy in time: a plan that would serve the *next* request
+better (a warm cache, an awake radio) is not preferred.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeAlias
 
 from splitglm_core.errors import InputError
 from splitglm_core.plan import Arm, SplitPlan
 from splitglm_partitioner.arms import Candidates
 from splitglm_partitioner.request import Situation
-from splitglm_sims.strategies.allowed import allowed, nearest, shortlist, usable, with_drafts
+from splitglm_sims.strategies.allowed import allowed
 from splitglm_sims.strategies.facts import Facts
 from splitglm_sims.strategies.passive import Passive
 from splitglm_sims.strategies.strategy import Task
+from splitglm_sims.world.hindsight import plans_worth_trying
 
-LENGTHS = (1, 2, 4, 8, 16)
+Rank: TypeAlias = tuple[int, float]
 
 
 class Oracle(Passive):
@@ -32,42 +34,30 @@ class Oracle(Passive):
         foresee, objective = task.foresee, task.situation.request.objective
         if foresee is None:
             raise InputError("the oracle needs a world that lets it foresee")
-        known: dict[SplitPlan, float] = {}
+        known: dict[SplitPlan, Rank] = {}
 
-        def value(plan: SplitPlan) -> float:
+        def rank(plan: SplitPlan) -> Rank:
+            """A reply that breaks off has fewer tokens: a whole one comes before it, then the lower value."""
             if plan not in known:
-                known[plan] = objective.value_of(foresee(plan))
+                outcome = foresee(plan)
+                known[plan] = -outcome.new_tokens, objective.value_of(outcome)
             return known[plan]
 
         candidates = allowed(task.situation)
         best: dict[Arm, SplitPlan] = {}
-        for plan in shortlist(candidates, cuts=3):
-            if plan.arm not in best or value(plan) < value(best[plan.arm]):
+        for plan in plans_worth_trying(task.situation):
+            if plan.arm not in best or rank(plan) < rank(best[plan.arm]):
                 best[plan.arm] = plan
-        for plain in list(best.values()):
-            for plan in _drafted(plain, candidates, task.situation):
-                if value(plan) < value(best[plan.arm]):
-                    best[plan.arm] = plan
-        return min((_climbed(plan, candidates, task.situation, value) for plan in best.values()), key=value)
-
-
-def _drafted(plain: SplitPlan, candidates: Candidates, situation: Situation) -> Iterator[SplitPlan]:
-    """``plain`` with each drafter that serves it, at its cut or at the least one that the drafter needs."""
-    for statistics in situation.drafts:
-        s = max(plain.s, statistics.front_layers) if plain.arm is not Arm.DEVICE else plain.s
-        plan = nearest(candidates, plain.arm, s=s, t=plain.t, codec=plain.codec)
-        for length in LENGTHS:
-            if length <= len(statistics.survival) and usable(statistics, plan):
-                yield with_drafts(plan, statistics, length)
+        return min((_climbed(plan, candidates, task.situation, rank) for plan in best.values()), key=rank)
 
 
 def _climbed(
-    plan: SplitPlan, candidates: Candidates, situation: Situation, value: Callable[[SplitPlan], float]
+    plan: SplitPlan, candidates: Candidates, situation: Situation, rank: Callable[[SplitPlan], Rank]
 ) -> SplitPlan:
     """A plan from which no step of one layer or one drafted token gains."""
     cuts = next(block for block in candidates.blocks if block.arm is plan.arm and block.t == plan.t)
     statistics = next((d for d in situation.drafts if d.name == plan.drafter), None)
-    step = max(1, (cuts.s_stop - cuts.s_start) // 4)
+    step = max(1, (cuts.s_stop - cuts.s_start) // 8)
     while True:
         around = [
             replace(plan, s=s)
@@ -77,8 +67,8 @@ def _climbed(
         if statistics is not None:
             lengths = (plan.draft_tokens - 1, plan.draft_tokens + 1)
             around += [replace(plan, draft_tokens=k) for k in lengths if 1 <= k <= len(statistics.survival)]
-        better = min(around, key=value, default=plan)
-        if value(better) < value(plan):
+        better = min(around, key=rank, default=plan)
+        if rank(better) < rank(plan):
             plan = better
         elif step > 1:
             step //= 2

@@ -21,7 +21,9 @@ from splitglm_sims.strategies import (
     mu_linucb,
     neurosurgeon,
     oracle,
+    product,
 )
+from splitglm_sims.strategies.expected_lengths import ExpectedLengths
 from splitglm_sims.strategies.facts import Facts
 from splitglm_sims.strategies.strategy import Strategy
 
@@ -44,6 +46,8 @@ class Registered:
         source: paper or program; ``"-"`` for the product's own and for plain yardsticks.
         lossy: its tokens may differ from what the model alone would give.
         clairvoyant: it is told the future: a bound, not a competitor.
+        told_lengths: it plans for the length that answers are expected to have (``ExpectedLengths``) and not for the
+            caller's bound.
     """
 
     name: str
@@ -52,6 +56,7 @@ class Registered:
     source: str = "-"
     lossy: bool = False
     clairvoyant: bool = False
+    told_lengths: bool = False
 
 
 def strategy_names() -> tuple[str, ...]:
@@ -105,11 +110,12 @@ def make_strategy(
     if unknown:
         exist = ", ".join(f"{key}={parameter.default!r}" for key, parameter in known.items()) or "none"
         raise InputError(f"strategy {name} has no option {', '.join(unknown)}", f"its options are: {exist}")
-    makes = entry.factory
-    hints = get_type_hints(makes.__init__ if isinstance(makes, type) else makes)
+    makes: object = entry.factory
+    hints = get_type_hints(vars(makes).get("__init__", makes) if isinstance(makes, type) else makes)
     for key, value in given.items():
         given[key] = _converted(name, key, value, hints.get(key))
-    return entry.factory(situation_facts, seed, **given)
+    made = entry.factory(situation_facts, seed, **given)
+    return ExpectedLengths(made) if entry.told_lengths else made
 
 
 def _options(entry: Registered) -> dict[str, inspect.Parameter]:
@@ -137,6 +143,7 @@ def _converted(name: str, key: str, value: OptionValue, wanted: object) -> Optio
 _TABLE: Final[dict[str, Registered]] = {
     entry.name: entry
     for entry in (
+        Registered(name="splitglm", factory=product.product, about="the product: the advisor that the agent runs"),
         Registered(name="device-only", factory=fixed.device_only, about="every layer on the device"),
         Registered(name="cloud-only", factory=fixed.cloud_only, about="token ids up, tokens down"),
         Registered(
@@ -151,36 +158,42 @@ _TABLE: Final[dict[str, Registered]] = {
             factory=neurosurgeon.neurosurgeon,
             about="scan of all cuts at the bandwidth last measured",
             source="Kang et al., ASPLOS 2017",
+            told_lengths=True,
         ),
         Registered(
             name="edgent",
             factory=edgent.edgent,
             about="offline map of bandwidth states, Bayesian change points online",
             source="Li et al., arXiv 1910.05316; Adams and MacKay, arXiv 0710.3742",
+            told_lengths=True,
         ),
         Registered(
             name="edgeshard",
             factory=edgeshard.edgeshard,
             about="dynamic programme over (layer, machine) on the profile",
             source="Zhang et al., arXiv 2405.14371",
+            told_lengths=True,
         ),
         Registered(
             name="dynasplit",
             factory=dynasplit.dynasplit,
             about="offline Pareto front of latency, energy and price; online pick by deadline",
             source="May et al., arXiv 2410.23881",
+            told_lengths=True,
         ),
         Registered(
             name="mu-linucb",
             factory=mu_linucb.mu_linucb,
             about="linear bandit over plans with forced sampling; memory plain, sliding or discounted",
             source="Zhang et al., WWW 2021, arXiv 2102.02638",
+            told_lengths=True,
         ),
         Registered(
             name="exp3",
             factory=exp3.exp3,
             about="exponential weights over the fixed arms",
             source="Auer et al., SIAM J. Comput. 32(1), 2002",
+            told_lengths=True,
         ),
         Registered(
             name="oracle",
@@ -193,30 +206,35 @@ _TABLE: Final[dict[str, Registered]] = {
             factory=decoding.one_token_per_trip,
             about="split or U-shape without drafts",
             source="the layer-split baseline of SpecEdge, arXiv 2505.17052",
+            told_lengths=True,
         ),
         Registered(
             name="lookup",
             factory=decoding.lookup,
             about="U-shape with n-gram drafts",
             source="coder903/split-inference at 4601c5f",
+            told_lengths=True,
         ),
         Registered(
             name="hat-like",
             factory=decoding.hat_like,
             about="U-shape whose front drafts through an adapter",
             source="HAT, arXiv 2503.18989",
+            told_lengths=True,
         ),
         Registered(
             name="draft-verify",
             factory=decoding.draft_verify,
             about="a small model on the device drafts, the cloud verifies ids",
             source="DSD, arXiv 2511.21669; arXiv 2606.25091",
+            told_lengths=True,
         ),
         Registered(
             name="draft-lengths",
             factory=draft_lengths.draft_lengths,
             about="draft length learnt by upper confidence bounds per delay class",
             source="after UCB-SpecStop, arXiv 2606.20591",
+            told_lengths=True,
         ),
     )
 }
