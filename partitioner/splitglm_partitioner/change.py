@@ -15,6 +15,8 @@ ALLOWANCE = 1.25
 THRESHOLD = 3.5
 # One sample adds at most this share of the threshold: one outlier never trips it, two in a row do.
 SAMPLE_SHARE = 0.6
+# Samples of one change are at least this share as far off as its newest one, or as counts of it.
+LIKENESS = 2 / 3
 # Spread of log ratios. The floor makes a lasting factor of 2 on a steady quantity known after two samples; the ceiling
 # keeps a factor of 4 known after two on any.
 MIN_SPREAD = 0.2
@@ -57,10 +59,16 @@ class ChangeDetector:
             self._sums[side] = max(0.0, self._sums[side] + step)
             self._runs[side] = self._runs[side] + 1 if self._sums[side] > 0.0 else 0
             if self._sums[side] > THRESHOLD:
-                found = self._runs[side]
+                found = self._alike(self._runs[side], 1.0 if side == 0 else -1.0, spread)
         if found:
             self.reset()
         return found
+
+    def _alike(self, run: int, sign: float, spread: float) -> int:
+        # A sum may have left 0 by noise before the change: what is not like the newest sample is from before.
+        values = [sign * value for value in reversed(self._recent)][:run]
+        least = LIKENESS * min(values[0], (ALLOWANCE + SAMPLE_SHARE * THRESHOLD) * spread)
+        return next((count for count, value in enumerate(values) if value < least), len(values))
 
     @property
     def spread(self) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from splitglm_core.errors import InputError
@@ -28,6 +28,9 @@ def test_rtt_stays_within_what_was_seen(samples: list[float]) -> None:
     assert rtt.var_s >= 0.0
 
 
+@example([0.05078125, 0.0703125], 4.0)
+@example([0.05078125, 0.0703125, 0.0703125], 4.0)
+@example([0.05, 0.074, 0.074, 0.074], 4.0)
 @given(
     st.lists(st.floats(0.05, 0.075), min_size=1, max_size=30),
     st.sampled_from([4.0, 0.25]),
