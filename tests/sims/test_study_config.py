@@ -135,7 +135,7 @@ def test_trace_files_lie_beside_the_study_or_where_they_are_said_to(tmp_path: Pa
     (tmp_path / "there").mkdir()
     path = tmp_path / "small.toml"
     path.write_text(HEAD + RECORDED + STRATEGIES)
-    with pytest.raises(InputError, match="no trace file own.down") as told:
+    with pytest.raises(InputError, match=r"no trace file own\.down") as told:
         load_study(str(path))
     assert "--traces" in told.value.hint
     (tmp_path / "there" / "own.down").write_text("1\n2\n")

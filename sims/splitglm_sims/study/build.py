@@ -16,6 +16,7 @@ from splitglm_sims.links.files import Asymmetry, RoundTrips, from_files, hairpin
 from splitglm_sims.links.fitted import link_class
 from splitglm_sims.presets.courses import BackgroundLoad, CloudLoad, Thermal, combined
 from splitglm_sims.presets.machines import DevicePreset, cloud_preset, device_preset
+from splitglm_sims.strategies import cloud_mtp
 from splitglm_sims.strategies.facts import Facts
 from splitglm_sims.strategies.registry import make_strategy
 from splitglm_sims.strategies.strategy import Strategy
@@ -54,7 +55,7 @@ def scene_of(study: LoadedStudy, cell: Cell) -> Scene:
         link=link_of(cell.link, study.folder, cell.seed, seconds),
         cloud=cloud_of(config, device, cell.seed, seconds),
         jobs=asked,
-        drafts=drafts_of(config),
+        drafts=drafts_of(config, device),
         objective=config.objective,
         seed=cell.seed,
     )
@@ -105,11 +106,14 @@ def cloud_of(config: StudyConfig, device: DevicePreset, seed: int, seconds: floa
     return CloudScene(profile=profile, slowdown=slowdown, queue_s=queue_s, jitter=conditions.cloud_jitter)
 
 
-def drafts_of(config: StudyConfig) -> dict[str, tuple[DraftStatistics, ...]]:
-    """The drafters that the study gives its device, by genre."""
-    if not config.drafters:
-        return {}
-    return acceptance_table().drafts(device_preset(config.device).profile(), config.drafters)
+def drafts_of(config: StudyConfig, device: DevicePreset) -> dict[str, tuple[DraftStatistics, ...]]:
+    """The drafters that the study gives its device and its cloud, by genre."""
+    own = [name for name in config.drafters if name != cloud_mtp.NAME]
+    table = acceptance_table()
+    drafts = table.drafts(device.profile(), own) if own else {}
+    if cloud_mtp.NAME not in config.drafters:
+        return drafts
+    return cloud_mtp.with_cloud_mtp(drafts, cloud_preset(config.cloud).profile(device.model), table.genres)
 
 
 def link_of(link: LinkEntry, folder: Path | None, seed: int, seconds: float) -> LinkScene:

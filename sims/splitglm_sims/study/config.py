@@ -168,7 +168,7 @@ class StudyConfig:
         conditions: of device and cloud.
         fixed_arms: let every fixed arm that the situation has take part.
         compare: for whom the best plan of each request is found (clairvoyant regret).
-        drafters: that the device has, by their names in the acceptance table.
+        drafters: that the device has, by their names in the acceptance table; ``cloud-mtp`` is one that the cloud has.
         devices: empty for a lone device whose cloud's load comes from outside; else how many devices share a cloud,
             one row of cells each.
     """

@@ -91,9 +91,11 @@ def _row(members: list[Group]) -> list[Verdict]:
         if judged.totals.best is not None:
             worst = float((judged.totals.value / judged.totals.best).max()) - 1.0
             found.append(_verdict(REGRET, first, judged, None, regret(judged.totals), worst, REGRET_BOUND))
-        for goal, among, bound, enough in ((FIXED, fixed, 1.0, 2), (GUARD, sides, GUARD_BOUND, 2)):
+        # Where ids may not go up, "cloud-only" is the nearest plan that is allowed, and no single side.
+        guarded = sides if first.privacy is Privacy.OPEN else {}
+        for goal, among, bound in ((FIXED, fixed, 1.0), (GUARD, guarded, GUARD_BOUND)):
             rival = cheapest({label: one.totals for label, one in among.items()})
-            if rival is not None and len(among) >= enough:
+            if rival is not None and len(among) > 1:
                 against = versus(judged.totals, rival, among[rival].totals)
                 found.append(_verdict(goal, first, judged, among[rival], against.ratio, against.worst_seed, bound))
     return found

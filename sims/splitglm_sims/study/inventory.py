@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from splitglm_sims.links.fitted import LINK_CLASSES, link_class
+from splitglm_sims.presets.machines import CLOUDS, DEVICES
 from splitglm_sims.strategies.registry import options_of, registered, strategy_names
 from splitglm_sims.study.load import STUDIES
 from splitglm_sims.workloads.workload import load_workload, workload_names
@@ -21,7 +22,7 @@ class Inventory:
 
 def inventory() -> tuple[Inventory, ...]:
     """Everything that ships with the package."""
-    return (_studies(), _strategies(), _links(), _workloads())
+    return (_studies(), _strategies(), _links(), _workloads(), _devices(), _clouds())
 
 
 def _studies() -> Inventory:
@@ -50,3 +51,19 @@ def _links() -> Inventory:
 def _workloads() -> Inventory:
     rows = tuple((name, load_workload(name).about) for name in workload_names())
     return Inventory(name="workloads", header=("name", "about"), rows=rows)
+
+
+def _devices() -> Inventory:
+    rows = []
+    for name in DEVICES.names():
+        entry = DEVICES.load(name)
+        rows.append((name, entry.about, entry.basis.value, entry.source))
+    return Inventory(name="devices", header=("name", "about", "basis", "source"), rows=tuple(rows))
+
+
+def _clouds() -> Inventory:
+    rows = []
+    for name in CLOUDS.names():
+        entry = CLOUDS.load(name)
+        rows.append((name, entry.about, entry.basis.value, entry.source))
+    return Inventory(name="clouds", header=("name", "about", "basis", "source"), rows=tuple(rows))
