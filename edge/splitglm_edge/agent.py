@@ -10,23 +10,28 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 
 from splitglm_core.criticality import Criticality
-from splitglm_core.errors import InputError, PromptTooLong
+from splitglm_core.errors import InputError, LinkError, PromptTooLong
 from splitglm_core.plan import Codec, Precision, Privacy
 from splitglm_core.ranges import LayerRange
 from splitglm_core.sampling import SamplingParams
+from splitglm_edge.advice import Advice
 from splitglm_edge.chat import Chat
 from splitglm_edge.closing import CLOSER
 from splitglm_edge.connection import CloudAddress, CloudConnection
 from splitglm_edge.conversation import Conversation, Prepared
+from splitglm_edge.decision_log import DecisionLog
 from splitglm_edge.generation import Generation
 from splitglm_edge.planning import Planner, warm_for
+from splitglm_edge.predictions import Prediction, Predictions
 from splitglm_edge.probe import profile_of
 from splitglm_edge.prompting import Prompt, PromptEncoder
 from splitglm_edge.reply import ReplyUnderWay
 from splitglm_edge.stats import Meter
+from splitglm_edge.timed_front import TimedFront
 from splitglm_edge.timeouts import Timeouts
 from splitglm_glm.checkpoint import Checkpoint
 from splitglm_glm.opening import Progress, open_checkpoint, open_stack
@@ -34,7 +39,8 @@ from splitglm_glm.runtime import RuntimeOptions
 from splitglm_glm.stack import LayerStack
 from splitglm_glm.store import ModelStore
 from splitglm_glm.tokenizer import GlmTokenizer
-from splitglm_partitioner.policy import Decision
+from splitglm_partitioner.decision import Decision
+from splitglm_partitioner.link_estimator import Probing
 from splitglm_partitioner.profiles import CloudProfile, DeviceProfile, LinkEstimate
 from splitglm_partitioner.request import Fixed, Objective, Request
 from splitglm_wire.limits import MAX_ROWS
@@ -52,9 +58,10 @@ class Agent:
         checkpoint: Checkpoint,
         stack: LayerStack,
         profile: DeviceProfile,
-        cloud: CloudConnection | None,
+        cloud: CloudAddress | None,
         context: int,
         timeouts: Timeouts | None = None,
+        decision_log: DecisionLog | None = None,
     ) -> None:
         """Use ``Agent.open``; this takes the parts as they are."""
         self.checkpoint = checkpoint
@@ -63,11 +70,16 @@ class Agent:
         self.tokenizer = GlmTokenizer.open(checkpoint.directory)
         self._prompts = PromptEncoder(self.tokenizer, checkpoint.directory, checkpoint.config.shape.vocab)
         self._stack = stack
-        self._cloud = cloud
         self._shape = checkpoint.config.shape
+        self._advice = Advice(self._shape, profile)
+        self._front = TimedFront(stack, self._advice.observe)
+        self._cloud: CloudConnection | None = None
+        if cloud is not None:
+            self._cloud = CloudConnection(cloud, checkpoint.fingerprint, self._advice, timeouts=timeouts)
         self._eos = tuple(sorted({*checkpoint.config.eos_token_ids, *self.tokenizer.eos_token_ids}))
         self._timeouts = timeouts or Timeouts()
-        self._planner = Planner(self._shape, profile, cloud)
+        self._planner = Planner(self._advice, self._cloud)
+        self._predictions = Predictions(self._advice, decision_log)
         self._lock = threading.Lock()
         CLOSER.start()
         # Weak: a conversation that is dropped frees itself.
@@ -87,6 +99,7 @@ class Agent:
         store: ModelStore | None = None,
         progress: Progress | None = None,
         timeouts: Timeouts | None = None,
+        decision_log: Path | None = None,
     ) -> Agent:
         """Open a model; build its graphs and measure this device if that was not done before. Connects to nobody yet.
 
@@ -99,10 +112,13 @@ class Agent:
             providers: execution providers in order of preference; None is the default list.
             progress: called with (part, done, all) while graphs are built.
             timeouts: how long to wait for the cloud.
+            decision_log: file that gets a line for every reply: its decision, reproducible, with what was predicted
+                and what was measured; sizes and times, never text.
 
         Raises:
-            ModelNotFound, ModelInvalid, StorageFull, InputError.
+            ModelNotFound, ModelInvalid, StorageFull, InputError, DeviceError.
         """
+        log = None if decision_log is None else DecisionLog(decision_log)  # at once: it may not be writable
         store = store or ModelStore()
         checkpoint = open_checkpoint(model, store)
         shape = checkpoint.config.shape
@@ -126,9 +142,10 @@ class Agent:
             checkpoint=checkpoint,
             stack=stack,
             profile=profile_of(checkpoint, stack, store, options.thread_count),
-            cloud=CloudConnection(where, checkpoint.fingerprint, timeouts=timeouts) if where is not None else None,
+            cloud=where,
             context=context or shape.max_positions,
             timeouts=timeouts,
+            decision_log=log,
         )
 
     @property
@@ -157,6 +174,7 @@ class Agent:
         deadline_s: float | None = None,
         criticality: Criticality = Criticality.CRITICAL,
         chunk_tokens: int = 128,
+        genre: str = "",
         conversation: Conversation | None = None,
     ) -> Generation:
         """Answer a prompt. Nothing runs before the returned ``Generation`` is iterated.
@@ -173,6 +191,8 @@ class Agent:
             deadline_s: bound on the whole reply.
             criticality: how much it matters when the cloud cannot serve all.
             chunk_tokens: prompt positions per prefill step, 4096 at most.
+            genre: what kind of text this is, in the caller's own words (chat, code, summary): the length of answers
+                and what drafters achieve are learnt for each apart. It stays on this device.
             conversation: one of ``new_conversation``; keeps caches between replies.
 
         Raises:
@@ -197,9 +217,12 @@ class Agent:
         fixed = fixed or Fixed()
 
         def prepare(done_tokens: int, left_s: float | None, *, use_cloud: bool) -> Prepared:
+            most = max_tokens - done_tokens
+            expected = max_tokens if ignore_eos else self._advice.expected_new_tokens(genre, max_tokens)
             request = Request(
                 prompt_tokens=len(ids) + done_tokens,
-                expected_new_tokens=max_tokens - done_tokens,
+                expected_new_tokens=min(most, max(1, expected - done_tokens)),
+                max_new_tokens=most,
                 privacy=privacy,
                 deadline_s=left_s,
                 objective=objective or Objective(),
@@ -208,7 +231,7 @@ class Agent:
                 fixed=fixed,
                 warm=warm_for(talk, ids),
             )
-            return self._planner.prepare(talk, request, use_cloud=use_cloud)
+            return self._planner.prepare(talk, request, genre=genre, use_cloud=use_cloud)
 
         reply = ReplyUnderWay(
             conversation=talk,
@@ -223,6 +246,7 @@ class Agent:
             criticality=criticality,
             rejoin_s=self._timeouts.rejoin_s,
             meter=meter,
+            on_account=lambda account: self._predictions.ended(account, genre=genre, max_new_tokens=max_tokens),
             on_end=(lambda: self.end_conversation(talk)) if own else None,
         )
         return Generation(reply)
@@ -239,8 +263,12 @@ class Agent:
         """
         return self._prompts.encode(prompt, raw=raw)
 
+    def predictions(self) -> tuple[Prediction, ...]:
+        """Of the newest replies, oldest first: what was predicted of each and what it took."""
+        return self._predictions.kept()
+
     def decide(self, request: Request) -> Decision:
-        """What the policy would choose now; measures the link, runs nothing.
+        """What the policy would choose now; asks the link what matters for it, runs nothing.
 
         Raises:
             NoFeasiblePlan, and LinkError when only the cloud could serve this and it cannot be reached.
@@ -249,7 +277,7 @@ class Agent:
 
     def new_conversation(self) -> Conversation:
         """Caches for one conversation at a time; pass it to ``generate``, end it with ``end_conversation``."""
-        talk = Conversation(self._stack, self._shape, self.context, self._timeouts)
+        talk = Conversation(self._front, self._shape, self.context, self._timeouts)
         with self._lock:
             if self._closed:
                 raise InputError("the agent is closed", "open another one")
@@ -263,7 +291,7 @@ class Agent:
             self._open.discard(conversation)
 
     def link(self) -> tuple[LinkEstimate, CloudProfile]:
-        """The measured link and the cloud's profile; connects if need be.
+        """The link as measured now, and the cloud's profile at its present load; connects if need be.
 
         Raises:
             InputError: no cloud is configured.
@@ -271,7 +299,11 @@ class Agent:
         """
         if self._cloud is None:
             raise InputError("no cloud is configured", "name one with --cloud HOST:PORT")
-        return self._cloud.estimate(), self._cloud.profile()
+        self._cloud.probe(Probing.ROUND_TRIP)
+        cloud = self._advice.cloud()
+        if cloud is None:
+            raise LinkError("the cloud has not told its profile")
+        return self._advice.link(), cloud
 
     def close(self) -> None:
         """Close every reply under way, end every conversation and the connection."""

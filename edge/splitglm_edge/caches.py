@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 from splitglm_core.errors import LinkError
@@ -15,6 +15,7 @@ from splitglm_edge.front import Front
 from splitglm_edge.link import CloudLink
 from splitglm_edge.remote import RemoteSession
 from splitglm_edge.timeouts import Timeouts
+from splitglm_edge.watching import StepWatch
 from splitglm_partitioner.request import same_caches
 
 
@@ -24,15 +25,22 @@ class Cloud(Protocol):
     def link(self) -> CloudLink:
         """The open link, made anew when the old one is gone."""
 
-    def observe_queue(self, seconds: float) -> None:
-        """A step of ours waited that long in the cloud although nothing of ours was before it."""
+    def watch(self) -> StepWatch:
+        """Learns from a session's steps and their answers."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Sums:
+class Sums:
+    """What sessions cost: bytes of sealed records, payload in them, streams that broke and went on."""
+
     bytes_up: int = 0
     bytes_down: int = 0
+    payload_up: int = 0
+    payload_down: int = 0
     reconnects: int = 0
+
+    def plus(self, other: Sums, sign: int = 1) -> Sums:
+        return Sums(*(getattr(self, f.name) + sign * getattr(other, f.name) for f in fields(self)))
 
 
 class Caches:
@@ -45,26 +53,12 @@ class Caches:
         self._shape = shape
         self._capacity = capacity
         self._timeouts = timeouts
-        self._at_start = _Sums()
-        self._lost = _Sums()  # of sessions of this reply that were lost
-
-    @property
-    def bytes_up(self) -> int:
-        """Bytes of records sent for the current reply."""
-        return self._of_reply().bytes_up
-
-    @property
-    def bytes_down(self) -> int:
-        return self._of_reply().bytes_down
-
-    @property
-    def reconnects(self) -> int:
-        """Times a stream broke during the current reply and its session went on."""
-        return self._of_reply().reconnects
+        self._at_start = Sums()
+        self._lost = Sums()  # of sessions of this reply that were lost
 
     def begin(self) -> None:
         """A reply begins: its sums start from here."""
-        self._lost, self._at_start = _Sums(), self._now()
+        self._lost, self._at_start = Sums(), self._now()
 
     def decoder_for(self, plan: SplitPlan, cloud: Cloud | None) -> Decoder:
         """The decoder of this plan: the kept one when its caches serve the plan, else a new one."""
@@ -78,9 +72,7 @@ class Caches:
             return self.decoder
         if cloud is None:
             raise LinkError("no cloud is configured", "name one with --cloud HOST:PORT")
-        remote = self.remote = RemoteSession(
-            cloud.link, self._timeouts, vocab=self._shape.vocab, observe_queue=cloud.observe_queue
-        )
+        remote = self.remote = RemoteSession(cloud.link, self._timeouts, vocab=self._shape.vocab, watch=cloud.watch())
         if plan.arm is Arm.CLOUD:
             self.decoder = CloudDecoder(plan, self._capacity, remote, hidden)
         else:
@@ -93,18 +85,14 @@ class Caches:
             self.decoder.close()
         elif self.remote is not None:
             self.remote.close()  # its decoder could not be made
-        self._lost, self._at_start = self._of_reply(), _Sums()
+        self._lost, self._at_start = self.of_reply(), Sums()
         self.decoder = None
         self.remote = None
 
-    def _now(self) -> _Sums:
-        remote = self.remote
-        return _Sums() if remote is None else _Sums(remote.bytes_up, remote.bytes_down, remote.reconnects)
+    def of_reply(self) -> Sums:
+        """Of the current reply so far."""
+        return self._lost.plus(self._now()).plus(self._at_start, -1)
 
-    def _of_reply(self) -> _Sums:
-        now, start, lost = self._now(), self._at_start, self._lost
-        return _Sums(
-            lost.bytes_up + now.bytes_up - start.bytes_up,
-            lost.bytes_down + now.bytes_down - start.bytes_down,
-            lost.reconnects + now.reconnects - start.reconnects,
-        )
+    def _now(self) -> Sums:
+        remote = self.remote
+        return Sums() if remote is None else Sums(*(getattr(remote, f.name) for f in fields(Sums)))

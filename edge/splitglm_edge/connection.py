@@ -1,23 +1,27 @@
-"""The agent's relation to its cloud: one link at a time, made when needed, and what is known about it."""
+"""The agent's relation to its cloud: one link at a time, made when needed, and asked about itself when that is wanted.
+
+Here is the I/O only: what exchanges show is told to the agent's ``Advice``, which also says when to ask.
+"""
 
 from __future__ import annotations
 
 import copy
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
 
 from splitglm_core.errors import InputError, LinkError, ProtocolError
+from splitglm_edge.advice import Advice
 from splitglm_edge.link import CloudLink
 from splitglm_edge.timeouts import Timeouts
-from splitglm_partitioner.link_estimator import FRESH_S, PROBE_BYTES, LinkEstimator
+from splitglm_edge.watching import StepWatch
+from splitglm_partitioner.link_estimator import PROBE_BYTES, Probing
 from splitglm_partitioner.observations import Direction, RoundTrip, Transfer
-from splitglm_partitioner.profiles import CloudProfile, LinkEstimate
-from splitglm_partitioner.rates import MAX_AGE_S
-from splitglm_partitioner.round_trips import RTT_ALPHA
+from splitglm_partitioner.profiles import CloudProfile
+from splitglm_partitioner.round_trips import MIN_REST_S
 from splitglm_security.keys import parse_public_key
 from splitglm_security.trust import PinStore, Trust, TrustPolicy
 
@@ -53,7 +57,9 @@ def default_pins() -> Path:
 class CloudConnection:
     """Connects on demand, probes the link, and connects anew when the link is gone. Thread-safe."""
 
-    def __init__(self, where: CloudAddress, fingerprint: bytes, *, timeouts: Timeouts | None = None) -> None:
+    def __init__(
+        self, where: CloudAddress, fingerprint: bytes, advice: Advice, *, timeouts: Timeouts | None = None
+    ) -> None:
         self._where = where
         self._fingerprint = fingerprint
         self.timeouts = timeouts or Timeouts()
@@ -63,14 +69,8 @@ class CloudConnection:
         self._retired: list[CloudLink] = []  # draining: sessions on them may still be answered
         self._refused: tuple[float, LinkError] | None = None
         self._closed = False
-        self._estimator = LinkEstimator()
-        self._profile: CloudProfile | None = None
+        self._advice = advice
         self._max_context = 0
-        self._asked_s = float("-inf")  # when the round trip was last measured
-        self._load_lock = threading.Lock()
-        self._queue: tuple[float, float] | None = (
-            None  # smoothed seconds that steps wait, and when it was last observed
-        )
 
     @property
     def address(self) -> str:
@@ -97,9 +97,9 @@ class CloudConnection:
         if self._refused is not None and started_s < self._refused[0]:
             raise copy.copy(self._refused[1])
         timeout_s = self.timeouts.connect_s
-        if self._profile is not None:
+        if self._max_context:
             # It was there before: a handshake takes three round trips, and whoever waits has other choices.
-            timeout_s = min(timeout_s, max(self.timeouts.silence_s, 12 * self._estimator.estimate(started_s).rtt_s))
+            timeout_s = min(timeout_s, max(self.timeouts.silence_s, 12 * self._advice.link().rtt_s))
         try:
             link = CloudLink.connect(
                 self._where.address,
@@ -131,53 +131,61 @@ class CloudConnection:
             self._retired.remove(link)
             link.close()
 
-    def estimate(self) -> LinkEstimate:
-        """The link now; connects when there is no link yet. Asked at once only when it was not asked of late."""
+    def probe(self, wanted: Probing) -> None:
+        """Ask the link what is wanted to be known of it; connects when there is no link.
+
+        Raises:
+            LinkError and what ``link`` raises.
+        """
+        if wanted is Probing.NONE:
+            return
         link = self.link()
-        with self._lock:
-            now_s = time.monotonic()
-            if now_s - self._asked_s < FRESH_S:
-                return self._estimator.estimate(now_s)
         try:
-            rtt_s = self._ping(link)
+            self._ask(link, wanted)
         except LinkError:
             if link.error is None:
                 raise
-            rtt_s = self._ping(self.link())  # that it died unnoticed since it was last used says nothing about now
-        with self._lock:
-            now_s = time.monotonic()
-            self._estimator.observe(RoundTrip(at_s=now_s, seconds=rtt_s))
-            self._asked_s = now_s
-            return self._estimator.estimate(now_s)
+            self._ask(self.link(), wanted)  # that it died unnoticed since it was last used says nothing about now
 
-    def _ping(self, link: CloudLink) -> float:
-        return link.ping(timeout_s=self.timeouts.connect_s, silence_s=self.timeouts.silence_s)
+    def watch(self) -> StepWatch:
+        """Learns from a session's steps and their answers."""
+        advice = self._advice
+        return StepWatch(advice.observe, advice.link, lambda: advice.profile)
 
-    def profile(self) -> CloudProfile:
-        """The cloud's own figures, as of the handshake; how long steps wait there, as ours did of late."""
-        self.link()
-        if self._profile is None:
-            raise LinkError("the cloud has not told its profile")
-        with self._load_lock:
-            observed = self._queue
-        if observed is None or time.monotonic() - observed[1] > MAX_AGE_S:
-            return self._profile
-        return replace(self._profile, queue_s=observed[0])
+    def _ask(self, link: CloudLink, wanted: Probing) -> None:
+        idle_s = link.idle_s()
+        rtt_s = self._round_trip(link, idle_s)
+        if idle_s >= MIN_REST_S:
+            rtt_s = self._round_trip(link, 0.0)  # the first one may have had to wake a radio
+        if wanted is Probing.RATES:
+            for direction, sizes in ((Direction.UP, (PROBE_BYTES, 0)), (Direction.DOWN, (0, PROBE_BYTES))):
+                seconds = self._ping(link, *sizes)
+                self._advice.observe(
+                    Transfer(
+                        at_s=self._advice.now_s(),
+                        direction=direction,
+                        transfer_bytes=PROBE_BYTES,
+                        seconds=max(1e-6, seconds - rtt_s),
+                    )
+                )
+        now = self._advice.link()
+        link.liveness.uplink_bytes_per_s = now.uplink_bytes_per_s
+        link.liveness.downlink_bytes_per_s = now.downlink_bytes_per_s
+
+    def _round_trip(self, link: CloudLink, idle_s: float) -> float:
+        seconds = self._ping(link)
+        self._advice.observe(RoundTrip(at_s=self._advice.now_s(), seconds=seconds, idle_s=idle_s))
+        return seconds
+
+    def _ping(self, link: CloudLink, size: int = 0, reply_size: int = 0) -> float:
+        """Seconds to the answer. Bytes on a link of unknown rate take their time: that is no silence."""
+        silence_s = None if size or reply_size else self.timeouts.silence_s
+        return link.ping(size=size, reply_size=reply_size, timeout_s=self.timeouts.connect_s, silence_s=silence_s)
 
     @property
     def max_context(self) -> int:
         """Most positions of a session, as of the newest handshake; 0 before the first."""
         return self._max_context
-
-    def observe_queue(self, seconds: float) -> None:
-        """A step of ours waited that long in the cloud behind nothing of ours."""
-        now_s = time.monotonic()
-        with self._load_lock:
-            before = self._queue
-            if before is None or now_s - before[1] > MAX_AGE_S:
-                self._queue = (seconds, now_s)
-            else:
-                self._queue = (before[0] + RTT_ALPHA * (seconds - before[0]), now_s)
 
     def close(self) -> None:
         """End every link; nothing connects any more."""
@@ -190,23 +198,13 @@ class CloudConnection:
 
     def _learn(self, link: CloudLink) -> None:
         try:
-            self._profile = CloudProfile.from_json(link.manifest.profile)
+            profile = CloudProfile.from_json(link.manifest.profile)
         except InputError as error:
             raise ProtocolError("the cloud's profile is malformed", "use the same release on both sides") from error
+        first = not self._max_context
         self._max_context = link.manifest.max_context
-        # The first exchange also proves to the cloud that this handshake is alive.
-        link.ping()
-        rtt_s = min(link.ping(), link.ping())
-        now_s = self._asked_s = time.monotonic()
-        self._estimator.observe(RoundTrip(at_s=now_s, seconds=rtt_s))
-        for direction, seconds in (
-            (Direction.UP, link.ping(size=PROBE_BYTES)),
-            (Direction.DOWN, link.ping(reply_size=PROBE_BYTES)),
-        ):
-            moving_s = max(1e-6, seconds - rtt_s)
-            self._estimator.observe(
-                Transfer(at_s=now_s, direction=direction, transfer_bytes=PROBE_BYTES, seconds=moving_s)
-            )
-        estimate = self._estimator.estimate(now_s)
-        link.liveness.uplink_bytes_per_s = estimate.uplink_bytes_per_s
-        link.liveness.downlink_bytes_per_s = estimate.downlink_bytes_per_s
+        link.ping()  # the first exchange proves to the cloud that this handshake is alive
+        self._advice.connected(profile)
+        if first:  # nothing is known of a link that nobody has seen; of any other, what matters is asked for later
+            self._round_trip(link, 0.0)
+        self._ask(link, Probing.RATES if first else Probing.ROUND_TRIP)

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from splitglm_core.errors import InputError
 from splitglm_core.plan import SplitPlan
 from splitglm_core.shapes import ModelShape
-from splitglm_edge.caches import Caches, Cloud
+from splitglm_edge.caches import Caches, Cloud, Sums
 from splitglm_edge.closing import CLOSER
 from splitglm_edge.decoding import Decoder
 from splitglm_edge.front import Front
 from splitglm_edge.remote import RemoteSession
 from splitglm_edge.timeouts import Timeouts
+from splitglm_partitioner.decision import Decision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,10 +26,9 @@ class Prepared:
     plan: SplitPlan
     decoder: Decoder
     remote: RemoteSession | None
+    decision: Decision
     why: str
     notes: tuple[str, ...]
-    predicted_ttft_s: float | None
-    predicted_per_token_s: float | None
 
 
 class Conversation:
@@ -55,18 +55,9 @@ class Conversation:
         return self._caches.remote
 
     @property
-    def bytes_up(self) -> int:
-        """Bytes of records sent for the current reply."""
-        return self._caches.bytes_up
-
-    @property
-    def bytes_down(self) -> int:
-        return self._caches.bytes_down
-
-    @property
-    def reconnects(self) -> int:
-        """Times a stream broke during the current reply and its session went on."""
-        return self._caches.reconnects
+    def sums(self) -> Sums:
+        """What the current reply cost on the wire so far."""
+        return self._caches.of_reply()
 
     def claim(self, close_reply: Callable[[], None]) -> None:
         """Begin a reply. ``close_reply`` ends it and returns when it no longer uses this conversation.

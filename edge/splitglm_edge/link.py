@@ -27,7 +27,7 @@ from splitglm_core.errors import (
     SecurityError,
     SplitGlmError,
 )
-from splitglm_edge.inbox import Inbox
+from splitglm_edge.inbox import Arrived, Inbox
 from splitglm_edge.liveness import Liveness, Silence
 from splitglm_edge.transport import OPTIONS, await_ready, error_of
 from splitglm_security.channel import Kind
@@ -61,6 +61,7 @@ class CloudLink:
         self._seal_lock = threading.Lock()
         self._closing = False
         self.liveness = Liveness(time.monotonic())
+        self._used_s = time.monotonic()  # when a record last came or went
         self._channel: grpc.Channel
         self._call: Any
         self._reader: threading.Thread
@@ -124,6 +125,10 @@ class CloudLink:
         self._reader = threading.Thread(target=self._read, name="splitglm-link", daemon=True)
         self._reader.start()
 
+    def idle_s(self) -> float:
+        """How long the connection has carried nothing."""
+        return max(0.0, time.monotonic() - self._used_s)
+
     def open_inbox(self) -> tuple[int, Inbox]:
         """A handle for a new session and the queue of its frames; ``None`` in it means that the stream ended."""
         handle, inbox = next(self._handles), Inbox()
@@ -161,7 +166,8 @@ class CloudLink:
     def _put(self, record: bytes) -> int:
         self._outgoing.put(split_pb2.Sealed(frame=record))
         self.bytes_up += len(record)
-        self.liveness.sent(len(record), time.monotonic())
+        self._used_s = time.monotonic()
+        self.liveness.sent(len(record), self._used_s)
         return len(record)
 
     def ping(
@@ -181,14 +187,14 @@ class CloudLink:
             received = self.receive(inbox, timeout_s=timeout_s, silence_s=silence_s or timeout_s)
             if received is None:
                 raise copy.copy(self.error) if self.error is not None else LinkError("the connection ended")
-            frame = received[0]
+            frame = received.frame
             if not isinstance(frame, Pong) or frame.nonce != nonce:
                 raise ProtocolError("the cloud answered a ping with something else")
             return time.perf_counter() - started_s
         finally:
             self.drop_inbox(handle)
 
-    def receive(self, inbox: Inbox, *, timeout_s: float, silence_s: float) -> tuple[Frame, int] | None:
+    def receive(self, inbox: Inbox, *, timeout_s: float, silence_s: float) -> Arrived | None:
         """The next frame of a session; None when the stream ended, also because the cloud was silent for too long.
 
         Raises:
@@ -250,7 +256,8 @@ class CloudLink:
         try:
             for record in self._records():
                 self.bytes_down += len(record)
-                self.liveness.heard(time.monotonic())
+                self._used_s = time.monotonic()
+                self.liveness.heard(self._used_s)
                 opened = channel.open(record)
                 if opened.kind in (Kind.FIN, Kind.ALERT):
                     break

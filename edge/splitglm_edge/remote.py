@@ -23,9 +23,11 @@ from splitglm_core.errors import DeadlineExceeded, LinkError, Overloaded, Protoc
 from splitglm_core.plan import SplitPlan
 from splitglm_core.sampling import SamplingParams
 from splitglm_edge.faults import SessionLost, Unresponsive, from_error_frame
+from splitglm_edge.inbox import Arrived
 from splitglm_edge.link import CloudLink
 from splitglm_edge.patience import Patience, reconnect_pauses_s
 from splitglm_edge.timeouts import Timeouts
+from splitglm_edge.watching import StepWatch
 from splitglm_wire.device import (
     DeviceSession,
     Event,
@@ -45,9 +47,9 @@ RECONNECT_BUDGET_S = 1.5
 PREFILL_IN_FLIGHT = 16
 """Prefill steps sent and not yet answered: enough to hide a round trip, few enough to bound both sides' memory."""
 
-
 MAX_FRUITLESS_RECOVERIES = 3
 """A stream that breaks again and again without one answer between breaks because of what is asked."""
+_TOKEN_BYTES = 4
 
 
 class RemoteSession:
@@ -59,20 +61,19 @@ class RemoteSession:
         timeouts: Timeouts,
         *,
         vocab: int | None = None,
-        observe_queue: Callable[[float], None] | None = None,
+        watch: StepWatch | None = None,
     ) -> None:
         """Begin a session.
 
         Args:
             connect: returns the agent's link, made anew when the old one is gone.
             vocab: token ids of the model; what the cloud samples must lie in ``[0, vocab)``. None takes any.
-            observe_queue: told the seconds that a step waited in the cloud behind nothing of this session.
+            watch: told of every step and its answer.
         """
         self._connect = connect
         self._timeouts = timeouts
         self._vocab = vocab
-        self._observe_queue = observe_queue
-        self._alone: set[int] = set()  # tickets of steps that were sent while no other was open
+        self._watch = watch
         self._fruitless = 0  # recoveries since the last answer
         self._deadline_s = math.inf
         self._patience = Patience(timeouts.busy_s)
@@ -86,6 +87,8 @@ class RemoteSession:
         self.reconnects = 0
         self.bytes_up = 0
         self.bytes_down = 0
+        self.payload_up = 0  # of steps, without frames and seals
+        self.payload_down = 0
 
     @property
     def length(self) -> int:
@@ -117,7 +120,8 @@ class RemoteSession:
         """
         self._cancelled = cancelled or threading.Event()
         self._delivered = list(generated)
-        self._alone.clear()
+        if self._watch is not None:
+            self._watch.begin(plan)
         self._fruitless = 0
         self._patience.progressed()
         self._refusal = None
@@ -152,8 +156,9 @@ class RemoteSession:
         ticket, frame = self._machine.step(
             rows_kind=rows_kind, rows=rows, payload=payload, reply=reply, generate=generate
         )
-        if alone:
-            self._alone.add(ticket)
+        if self._watch is not None:
+            self._watch.sent(ticket, frame, at_s=time.monotonic(), idle_s=self._link.idle_s(), alone=alone)
+        self.payload_up += len(payload)
         self._send(frame)
         return ticket
 
@@ -216,13 +221,14 @@ class RemoteSession:
         except LinkError:
             pass  # the reader has put None into the inbox: recovery happens when the answer is awaited
 
-    def _take(self, received: tuple[Frame, int] | None) -> None:
+    def _take(self, received: Arrived | None) -> None:
         if received is None:
             self._recover()
             return
-        self.bytes_down += received[1]
-        events, replies = self._machine.receive(received[0])
+        self.bytes_down += received.record_bytes
+        events, replies = self._machine.receive(received.frame)
         for event in events:
+            self._see(event, received.at_s)
             if isinstance(event, Refused) and event.error.resumable:
                 self._refusal = event.error
             else:
@@ -233,16 +239,24 @@ class RemoteSession:
         for reply in replies:
             self._send(reply)
 
+    def _see(self, event: Event, at_s: float) -> None:
+        """Account for an event of a frame that came at ``at_s``."""
+        watch = self._watch
+        if isinstance(event, TokenArrived):
+            self.payload_down += _TOKEN_BYTES
+            if watch is not None:
+                watch.token(event, at_s)
+        elif isinstance(event, HiddenArrived):
+            self.payload_down += len(event.payload)
+        elif isinstance(event, StepDone) and watch is not None:
+            watch.done(event, at_s)
+
     def _next_event(self) -> Event:
         event = self._events.popleft()
         if isinstance(event, TokenArrived):
             if self._vocab is not None and event.token >= self._vocab:
                 raise ProtocolError("the cloud sampled a token that the model does not have", "use another cloud")
             self._delivered.append(event.token)
-        elif isinstance(event, StepDone):
-            if event.ticket in self._alone and self._observe_queue is not None:
-                self._observe_queue(event.queue_s)
-            self._alone.discard(event.ticket)
         elif isinstance(event, (Gap, Refused)):
             raise self._error(event)
         return event
@@ -280,7 +294,8 @@ class RemoteSession:
     def _reopen(self, handle: int) -> None:
         """Have the cloud take the session back, on the link at hand."""
         deadline_ms, self._refusal = self._left_ms(), None
-        self._alone.clear()  # when a step that is sent again was first sent says nothing about its wait
+        if self._watch is not None:
+            self._watch.forget()
         self._send(self._machine.reopen(handle=handle, generated=tuple(self._delivered), deadline_ms=deadline_ms))
 
     def _recover(self) -> None:

@@ -13,6 +13,7 @@ from splitglm_core.sampling import SamplingParams
 from splitglm_edge.closing import CLOSER
 from splitglm_edge.conversation import Conversation, Prepared
 from splitglm_edge.faults import SessionLost, Unresponsive
+from splitglm_edge.predictions import Account
 from splitglm_edge.stats import Meter, Stats
 from splitglm_glm.stopping import StopMatcher
 from splitglm_glm.tokenizer import GlmTokenizer
@@ -58,6 +59,7 @@ class ReplyUnderWay:
         criticality: Criticality,
         rejoin_s: float,
         meter: Meter,
+        on_account: Callable[[Account], None] | None = None,
         on_end: Callable[[], None] | None = None,
     ) -> None:
         self.token_ids: list[int] = []
@@ -76,6 +78,7 @@ class ReplyUnderWay:
         self._criticality = criticality
         self._rejoin_s = rejoin_s
         self._meter = meter
+        self._on_account = on_account
         self._on_end = on_end
         self._cancelled = threading.Event()
         self._finish = "length"
@@ -111,7 +114,9 @@ class ReplyUnderWay:
         CLOSER.hold(self)
         self.under_way = True
         try:
-            yield from self._generate(self._prepare(0, self._left_s(), use_cloud=True))
+            prepared = self._prepare(0, self._left_s(), use_cloud=True)
+            self._meter.prepared()
+            yield from self._generate(prepared)
         finally:
             self.under_way = False
             CLOSER.release(self)
@@ -143,6 +148,9 @@ class ReplyUnderWay:
                 yield piece
         finally:
             self.stats = self._account(prepared)
+            if self._on_account is not None:
+                sums, replanned = self._conversation.sums, bool(self._fallbacks)
+                self._on_account(Account(prepared.decision, self.stats, self._meter, sums, replanned))
 
     def _attempt(self, prepared: Prepared) -> Iterator[str]:
         """Generate under one plan until the reply ends; what was generated before counts as prompt."""
@@ -173,7 +181,8 @@ class ReplyUnderWay:
                 piece, stopped = self._matcher.push(self._decoder_text.push(token))
                 self.text += piece
                 if piece:
-                    yield piece
+                    with self._meter.pause():
+                        yield piece
                 if stopped:
                     self._finish = "stop"
                     return
@@ -242,7 +251,7 @@ class ReplyUnderWay:
         return None
 
     def _account(self, prepared: Prepared) -> Stats:
-        meter = self._meter
+        meter, sums = self._meter, self._conversation.sums
         return Stats(
             plan=prepared.plan,
             why=prepared.why,
@@ -252,15 +261,16 @@ class ReplyUnderWay:
             ttft_s=meter.ttft_s,
             tokens_per_s=meter.tokens_per_s,
             total_s=meter.total_s(),
-            bytes_up=self._conversation.bytes_up,
-            bytes_down=self._conversation.bytes_down,
+            bytes_up=sums.bytes_up,
+            bytes_down=sums.bytes_down,
             stage_s=dict(meter.stage_s),
             cloud_compute_s=meter.cloud_compute_s,
             cloud_queue_s=meter.cloud_queue_s,
+            cloud_sweep_s=meter.cloud_sweep_s,
             round_trips=meter.round_trips,
-            reconnects=self._conversation.reconnects,
+            reconnects=sums.reconnects,
             fallbacks=(*prepared.notes, *self._fallbacks),
             finish=self._finish,
-            predicted_ttft_s=prepared.predicted_ttft_s,
-            predicted_per_token_s=prepared.predicted_per_token_s,
+            predicted_ttft_s=prepared.decision.breakdown.ttft_s,
+            predicted_per_token_s=prepared.decision.breakdown.per_token_s,
         )

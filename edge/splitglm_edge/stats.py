@@ -26,12 +26,13 @@ class Stats:
         total_s: seconds from the call to the end.
         bytes_up, bytes_down: sealed records of this reply, probes not counted.
         stage_s: seconds by stage on the device (front, encode, wait, decode, tail, head); ``wait`` is link and cloud.
-        cloud_compute_s, cloud_queue_s: as the cloud reports them; they overlap ``wait`` and, in prefill, ``front``.
+        cloud_compute_s, cloud_queue_s, cloud_sweep_s: as the cloud reports them: computing, waiting for a sweep to
+            begin, waiting for it to come round; they overlap ``wait`` and, in prefill, ``front``.
         round_trips: steps answered by the cloud.
         reconnects: times the stream broke and the session went on.
         fallbacks: why the plan changed on the way, oldest first.
         finish: ``stop`` (end token or stop string), ``length``, ``cancelled`` or ``error``.
-        predicted_ttft_s, predicted_per_token_s: what the policy expected, None without a prediction.
+        predicted_ttft_s, predicted_per_token_s: what the policy expected of its plan.
     """
 
     plan: SplitPlan
@@ -47,12 +48,13 @@ class Stats:
     stage_s: Mapping[str, float]
     cloud_compute_s: float
     cloud_queue_s: float
+    cloud_sweep_s: float
     round_trips: int
     reconnects: int
     fallbacks: tuple[str, ...]
     finish: str
-    predicted_ttft_s: float | None = None
-    predicted_per_token_s: float | None = None
+    predicted_ttft_s: float
+    predicted_per_token_s: float
 
     def as_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
@@ -79,17 +81,26 @@ class Stats:
 
 @dataclass(slots=True)
 class Meter:
-    """Collects one reply's times. Used by one thread."""
+    """Collects one reply's times. Used by one thread.
+
+    Attributes:
+        prepared_s: when the plan was chosen and ready to run: connecting and asking the link lie before.
+        paused_s: while the reader had the word, until the newest token: what he takes is not the plan's doing.
+    """
 
     started_s: float = field(default_factory=time.perf_counter)
     stage_s: dict[str, float] = field(default_factory=dict)
     cloud_compute_s: float = 0.0
     cloud_queue_s: float = 0.0
+    cloud_sweep_s: float = 0.0
     round_trips: int = 0
     kept_tokens: int = 0
     first_token_s: float = 0.0
     last_token_s: float = 0.0
     tokens: int = 0
+    prepared_s: float = 0.0
+    paused_s: float = 0.0
+    _pausing_s: float = 0.0
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -103,8 +114,23 @@ class Meter:
         self.round_trips += 1
         self.cloud_compute_s += done.compute_s
         self.cloud_queue_s += done.queue_s
+        self.cloud_sweep_s += done.sweep_s
+
+    def prepared(self) -> None:
+        """The plan is ready to run."""
+        self.prepared_s = time.perf_counter()
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """The reader has the word."""
+        started_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._pausing_s += time.perf_counter() - started_s
 
     def token(self) -> None:
+        self.paused_s = self._pausing_s
         self.last_token_s = time.perf_counter()
         if self.tokens == 0:
             self.first_token_s = self.last_token_s

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from splitglm_wire.frames import Error
 
 
 @dataclass(frozen=True, slots=True)
 class TokenArrived:
+    """A token, and the cloud's own times of what it computed for it, in seconds (as in ``StepDone``)."""
+
     ticket: int
     index: int
     token: int
+    queue_s: float = field(default=0.0, compare=False)
+    sweep_s: float = field(default=0.0, compare=False)
+    compute_s: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

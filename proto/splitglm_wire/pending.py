@@ -56,7 +56,8 @@ class Pending:
         if step.reply is Reply.TOKEN and frame.rows == 1 and len(frame.payload) == 4:
             if self.tokens >= step.generate:
                 raise ProtocolError("the cloud generated more tokens than asked")
-            return TokenArrived(ticket, frame.index, int.from_bytes(frame.payload, "little"))
+            times_s = (1e-6 * us for us in (frame.queue_us, frame.sweep_us, frame.compute_us))
+            return TokenArrived(ticket, frame.index, int.from_bytes(frame.payload, "little"), *times_s)
         if frame.last and step.reply is Reply.ALL_HIDDEN and frame.rows == step.rows:
             return HiddenArrived(ticket, step.base, step.rows, bytes(frame.payload))
         if frame.last and step.reply is Reply.LAST_HIDDEN and frame.rows == 1:

@@ -15,7 +15,8 @@ from running_cloud import RunningCloud, open_agent, running_cloud
 
 from splitglm_core.plan import Arm, Codec, Privacy
 from splitglm_core.sampling import SamplingParams
-from splitglm_edge import Agent, Generation, planning
+from splitglm_edge import Agent, Generation
+from splitglm_edge.advice import Advice
 from splitglm_partitioner.request import Fixed
 from splitglm_sims.link_emulator import LinkEmulator, run_in_thread
 from splitglm_sims.shaper import LinkShape
@@ -106,11 +107,11 @@ def truth(agent: Agent) -> tuple[list[int], str]:
 @pytest.fixture
 def loves_the_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
     """A policy that takes the split arm whenever there is a cloud; without one there is only the device."""
-    choose = planning.choose
+    decide = Advice.decide
 
-    def biased(request: Any, shape: Any, device: Any, link: Any, cloud: Any) -> Any:
-        if cloud is not None and request.fixed.arm is None:
+    def biased(self: Advice, request: Any, *, use_cloud: bool, **other: Any) -> Any:
+        if use_cloud and request.fixed.arm is None:
             request = replace(request, fixed=Fixed(arm=Arm.SPLIT, s=1))
-        return choose(request, shape, device, link, cloud)
+        return decide(self, request, use_cloud=use_cloud, **other)
 
-    monkeypatch.setattr(planning, "choose", biased)
+    monkeypatch.setattr(Advice, "decide", biased)

@@ -12,10 +12,12 @@ from running_cloud import RunningCloud
 
 from splitglm_core.errors import LinkError
 from splitglm_core.plan import Arm, Codec, Privacy
-from splitglm_edge import Agent, Generation, connection
+from splitglm_edge import Agent, Generation
+from splitglm_edge.advice import Advice
 from splitglm_edge.closing import CLOSER
 from splitglm_edge.timeouts import Timeouts
-from splitglm_partitioner.request import Fixed
+from splitglm_partitioner.link_estimator import PROBE_BYTES, Probing
+from splitglm_partitioner.request import Fixed, Request
 from splitglm_sims.link_emulator import LinkEmulator
 from splitglm_wire.frames import Ping
 from splitglm_wire.limits import MAX_SESSIONS_PER_STREAM
@@ -219,12 +221,11 @@ def test_a_dropped_chat_frees_its_session_even_if_the_collector_finds_it_inside_
 
 
 def test_errors_that_are_kept_do_not_keep_what_their_callers_hold(
-    agent_over: Callable[..., Agent], link: LinkEmulator, ask: Ask, monkeypatch: pytest.MonkeyPatch
+    agent_over: Callable[..., Agent], link: LinkEmulator
 ) -> None:
     """A kept and raised error would collect frames, and with them replies: freed under whichever lock replaces it."""
     agent = agent_over(timeouts=Timeouts(connect_s=1.0, silence_s=0.5, rejoin_s=0.0))
     assert agent._cloud is not None
-    monkeypatch.setattr(connection, "FRESH_S", 0.0)  # every estimate asks the link
     broken = agent._cloud.link()
     link.blackhole(next(iter(link._shapes)))
     link.reset_all()
@@ -256,18 +257,20 @@ def test_what_cannot_be_ended_does_not_stop_the_ending_of_others() -> None:
     assert done.wait(20)
 
 
-def test_a_fresh_round_trip_is_not_measured_again(
+def test_a_decision_asks_the_link_what_the_advisor_wants_to_know_and_nothing_else(
     agent_over: Callable[..., Agent], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    agent = agent_over()
+    agent, request = agent_over(), Request(prompt_tokens=20, expected_new_tokens=4)
     assert agent._cloud is not None
     live = agent._cloud.link()
     before = live.bytes_up
-    first = agent.link()[0]
-    assert live.bytes_up == before and agent.link()[0].rtt_s == first.rtt_s
-    monkeypatch.setattr(connection, "FRESH_S", 0.0)
-    agent.link()
-    assert live.bytes_up > before
+    agent.decide(request)
+    assert live.bytes_up == before  # connecting measured it a moment ago
+    for wanted, least in ((Probing.ROUND_TRIP, 64), (Probing.RATES, PROBE_BYTES)):
+        before = live.bytes_up
+        monkeypatch.setattr(Advice, "wants", lambda *_, wanted=wanted, **__: wanted)
+        agent.decide(request)
+        assert least <= live.bytes_up - before < least + 1024
 
 
 def test_settling_waits_for_everything_dropped_before_it() -> None:

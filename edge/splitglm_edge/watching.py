@@ -1,0 +1,166 @@
+"""What the answers of the cloud show of the link and of its load, besides what they say. The caller brings the time.
+
+**Uplink, passively.** A step's answer comes a round trip, the fixed overhead and the cloud's own times (queue, sweep,
+compute) after its last byte has left, so its last byte left at ``answered - rtt - overhead - cloud``. Its first byte
+left when it was handed over, or when the step before it had left, whichever was later. The difference is its time on
+the wire. That is sound only where nothing but the link was in the way, so a step counts when
+
+* it has ``MIN_TRANSFER_BYTES`` at least, and its answer a sixteenth of that at most: the way down is not measured;
+* it was sent while nothing else of its conversation was open, or it is known when the step before it had left;
+* it did not wait in the cloud for the step before it: their answers lie further apart than the cloud's own times;
+* it took longer than twice RTTVAR and a millisecond: less is the noise of the round trip that was taken off.
+
+**Round trip, passively.** A small step that was sent while nothing else was open, less the cloud's own times, the
+overhead and its bytes at the estimated rate, is a round trip; so while a reply is under way no ping is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from splitglm_core.plan import SplitPlan
+from splitglm_partitioner.device_pace import predicted_s
+from splitglm_partitioner.observations import CloudStep, Direction, Observation, RoundTrip, Transfer
+from splitglm_partitioner.profiles import CloudProfile, LinkEstimate
+from splitglm_partitioner.rates import MIN_TRANSFER_BYTES
+from splitglm_wire.events import StepDone, TokenArrived
+from splitglm_wire.frames import Reply, Step
+
+_LEAST_S: Final = 1e-3
+"""Scheduling of threads on both sides is about as long."""
+_SMALL_REPLY: Final = 1 / 16
+_RTT_SHARE: Final = 0.25
+"""Of a round trip: an exchange whose bytes take longer at the estimated rate measures the rate too."""
+
+
+@dataclass(slots=True)
+class _Sent:
+    step: Step
+    at_s: float
+    idle_s: float
+    alone: bool
+
+
+class StepWatch:
+    """Of one conversation's session. Used from one thread.
+
+    Args:
+        observe: told what was seen.
+        link: the link as estimated now.
+        profile: the cloud's own figures, None before they are known.
+    """
+
+    def __init__(
+        self,
+        observe: Callable[[Observation], None],
+        link: Callable[[], LinkEstimate],
+        profile: Callable[[], CloudProfile | None],
+    ) -> None:
+        self._observe = observe
+        self._link = link
+        self._profile = profile
+        self._plan: SplitPlan | None = None
+        self._sent: dict[int, _Sent] = {}
+        self._answered_s: float | None = None  # when the newest answer came
+        self._left_s: float | None = None  # when the step that it answers had left this device; None: not known
+
+    def begin(self, plan: SplitPlan) -> None:
+        """A reply begins."""
+        self._plan = plan
+        self.forget()
+
+    def forget(self) -> None:
+        """What is open is sent again: when it was first sent says nothing any more."""
+        self._sent.clear()
+        self._answered_s = self._left_s = None
+
+    def sent(self, ticket: int, step: Step, *, at_s: float, idle_s: float, alone: bool) -> None:
+        """A step was handed over.
+
+        Args:
+            idle_s: how long the connection had carried nothing before.
+            alone: no other step of this session was open then.
+        """
+        self._sent[ticket] = _Sent(step, at_s, idle_s, alone)
+
+    def token(self, event: TokenArrived, at_s: float) -> None:
+        """A token came: the cloud's times of the rows, or of the token before it, are in it."""
+        sent = self._sent.get(event.ticket)
+        if sent is None:
+            return
+        step = sent.step
+        rows, context = (step.rows, step.base) if event.index == 0 else (1, step.base + step.rows + event.index - 1)
+        self._computed(sent, rows, context, event.queue_s, event.sweep_s, event.compute_s, at_s)
+
+    def done(self, event: StepDone, at_s: float) -> None:
+        """A step was answered to its end, at ``at_s``."""
+        sent = self._sent.pop(event.ticket, None)
+        if sent is None:
+            return
+        step, before_s, left_before_s = sent.step, self._answered_s, self._left_s
+        self._answered_s, self._left_s = at_s, None
+        if step.reply is not Reply.TOKEN:
+            times_s = (event.queue_s, event.sweep_s, event.compute_s)
+            self._computed(sent, step.rows, step.base, *times_s, at_s)
+        if step.generate > 1:
+            return  # the end of a generation says nothing about its beginning
+        link = self._link()
+        cloud_s = event.queue_s + event.sweep_s + event.compute_s
+        slack_s = max(_LEAST_S, link.rtt_var_s)
+        if not sent.alone and before_s is not None and at_s - before_s <= cloud_s + slack_s:
+            return  # it waited in the cloud for the step before it
+        left_s = self._left_s = at_s - link.rtt_s - link.overhead_s - cloud_s
+        size = len(step.payload)
+        if size >= MIN_TRANSFER_BYTES:
+            began_s = sent.at_s if sent.alone else None if left_before_s is None else max(sent.at_s, left_before_s)
+            if began_s is not None and _reply_bytes(step) <= _SMALL_REPLY * size:
+                self._uploaded(sent, size, left_s - began_s, at_s, link)
+        elif sent.alone and size / link.uplink_bytes_per_s <= _RTT_SHARE * link.rtt_s:
+            trip_s = at_s - sent.at_s - link.overhead_s - cloud_s - size / link.uplink_bytes_per_s
+            if trip_s > 0.0:
+                self._observe(RoundTrip(at_s=at_s, seconds=trip_s, idle_s=sent.idle_s))
+
+    def _uploaded(self, sent: _Sent, size: int, seconds: float, at_s: float, link: LinkEstimate) -> None:
+        if seconds > max(_LEAST_S, 2.0 * link.rtt_var_s):
+            self._observe(
+                Transfer(at_s=at_s, direction=Direction.UP, transfer_bytes=size, seconds=seconds, idle_s=sent.idle_s)
+            )
+
+    def _computed(
+        self, sent: _Sent, rows: int, context: int, queue_s: float, sweep_s: float, compute_s: float, at_s: float
+    ) -> None:
+        plan = self._plan
+        if plan is None or compute_s == 0.0:  # an answer out of the cloud's cache says nothing of now
+            return
+        share = self._layers_share(plan, rows, context) if sent.step.reply is Reply.TOKEN else 1.0
+        self._observe(
+            CloudStep(
+                at_s=at_s,
+                rows=rows,
+                start=plan.s,
+                stop=plan.t,
+                context_tokens=context,
+                queue_s=queue_s,
+                sweep_s=sweep_s,
+                compute_s=share * compute_s,
+                alone=sent.alone,
+            )
+        )
+
+    def _layers_share(self, plan: SplitPlan, rows: int, context: int) -> float:
+        """Part of the computing that is the layers' and not the head's, by the cloud's own figures."""
+        cloud = self._profile()
+        if cloud is None or cloud.head_s is None or not cloud.served.start <= plan.s < plan.t <= cloud.served.stop:
+            return 1.0
+        start, stop = plan.s - cloud.served.start, plan.t - cloud.served.start
+        layers_s = predicted_s(cloud.times, rows, start, stop, context)
+        return layers_s / (layers_s + cloud.head_s) if layers_s > 0.0 else 1.0
+
+
+def _reply_bytes(step: Step) -> int:
+    """About how many bytes answer a step of hidden states or ids."""
+    if step.reply is Reply.ALL_HIDDEN:
+        return len(step.payload)
+    return len(step.payload) // step.rows if step.reply is Reply.LAST_HIDDEN else 4
