@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from splitglm_core.errors import InputError, InternalError
-from splitglm_core.plan import Arm, Codec, Precision, Privacy, SplitPlan
+from splitglm_core.plan import Arm, Precision, Privacy, SplitPlan
 from splitglm_edge import Agent, CloudAddress, Stats
 from splitglm_edge.timeouts import Timeouts
 from splitglm_glm.store import ModelStore
@@ -18,9 +18,6 @@ from splitglm_partitioner.observations import Outcome
 from splitglm_partitioner.request import Fixed
 from splitglm_sims.testbed.replayed_link import ReplayedLink
 from splitglm_sims.world.scene import Job
-
-PATIENT = Timeouts(connect_s=30.0, silence_s=30.0, step_s=120.0)
-"""A trace with an outage is a slow link here, not a dead cloud: what is compared is time, not recovery."""
 
 _FIRST_PLAIN_ID = 100  # below lie the special tokens and control characters of the vocabularies in use
 
@@ -129,7 +126,7 @@ def open_testbed(
     precision: Precision = Precision.INT8,
     threads: int = 1,
     store: ModelStore | None = None,
-    timeouts: Timeouts = PATIENT,
+    timeouts: Timeouts | None = None,
 ) -> Iterator[Testbed]:
     """An agent of ``model`` whose cloud, with identity ``key``, is reached over ``link``.
 

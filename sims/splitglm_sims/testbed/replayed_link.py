@@ -73,7 +73,7 @@ class ReplayedLink:
         self._order(Order(show=Shown(up=scene.up, down=scene.down, rtt_s=scene.rtt_s), begin_offset_s=None))
 
     def begin(self, offset_s: float) -> float:
-        """Place ``offset_s`` of the traces shortly ahead; the instant, on ``time.monotonic()``, at which it is there."""
+        """Place ``offset_s`` of the traces a little ahead; when it is there, on ``time.monotonic()``."""
         return self._order(Order(show=None, begin_offset_s=offset_s)).began_s
 
     def carried_bytes(self) -> tuple[int, int]:

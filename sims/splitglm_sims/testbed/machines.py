@@ -1,0 +1,137 @@
+"""What the simulator must be told of the real machines: measured, each term by its name
+
+The device's and the cloud's profiles are measured by the product itself, alone and in a loop. What a reply costs beyond
+them is measured here on real replies over a link of known rate and round trip: everything that is neither a stage on
+the device, nor the cloud's own computing and waiting as it reports them, nor the link. In a loop such an exchange would
+be cheaper than it is beside a model that has just pushed everything else out of the processor's caches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from statistics import median
+
+from splitglm_core.plan import Arm, Codec, Precision
+from splitglm_core.ranges import LayerRange
+from splitglm_edge.probe import measure_device, profile_path, save_profile
+from splitglm_glm.export.manifest import GraphsManifest
+from splitglm_glm.opening import open_checkpoint, open_stack
+from splitglm_glm.runtime import RuntimeOptions
+from splitglm_glm.store import ModelStore
+from splitglm_partitioner.arms import make_plan
+from splitglm_partitioner.lanes import lane_of
+from splitglm_partitioner.profiles import CloudProfile, DeviceProfile
+from splitglm_sims.testbed.bed import Run, Testbed, job_of
+from splitglm_sims.traces import RateTrace
+from splitglm_sims.world.scene import LinkScene
+
+DEVICE_STAGES = ("front", "encode", "decode", "tail", "head")
+_RATE_BYTES_PER_S = 125e6
+_RTT_S = 0.04
+_PROMPT_TOKENS = 8
+_FEW, _MANY = 2, 26
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machines:
+    """Real machines in the simulator's terms, and what it has no term for.
+
+    Attributes:
+        device, cloud: profiles; the cloud's is the one of its manifest.
+        overhead_s: per exchange, what is neither model nor link nor sealing; the emulator's own lateness is part of it.
+        step_queue_s: what the cloud says that a step of a session alone waits.
+        stream_gap_s: per token of a cloud that goes on by itself, what its layers and head do not explain.
+        start_s: from the call of a reply until the device computes: planning, caches, text. No term of the simulator.
+        open_s: extra of a reply's first exchange, which opens a session in the cloud. No term of the simulator.
+        frame_up_bytes, frame_down_bytes: per exchange on the link, what is not payload: frame, padding, record, gRPC,
+            HTTP/2. No term of the simulator.
+    """
+
+    device: DeviceProfile
+    cloud: CloudProfile
+    overhead_s: float
+    step_queue_s: float
+    stream_gap_s: float
+    start_s: float
+    open_s: float
+    frame_up_bytes: float
+    frame_down_bytes: float
+
+
+def profile_afresh(
+    model: str, precision: Precision, *, threads: int = 1, store: ModelStore | None = None
+) -> DeviceProfile:
+    """Measure this process as a device and store that, as ``splitglm profile`` does; agents opened later go by it."""
+    store = store or ModelStore()
+    checkpoint = open_checkpoint(model, store)
+    options = RuntimeOptions(threads=threads)
+    layers = LayerRange(0, checkpoint.config.shape.layers)
+    stack = open_stack(checkpoint, precision, layers=layers, embedding=True, head=True, store=store, options=options)
+    graphs = store.graphs_dir(checkpoint.directory, precision)
+    profile = measure_device(checkpoint, stack, GraphsManifest.open(graphs, checkpoint.fingerprint, precision))
+    save_profile(profile, profile_path(store.root, checkpoint.fingerprint, precision, options.thread_count))
+    return profile
+
+
+def measure_machines(bed: Testbed, *, repetitions: int = 5) -> Machines:
+    """Run replies of device, split and cloud over a fast link with a round trip, in turn; about half a minute.
+
+    Time per exchange and per token is the difference of long and short replies, so that what a reply costs once is not
+    in it; medians of ``repetitions``. It leaves that fast link shown.
+    """
+    agent = bed.agent
+    layers, rate = agent.profile.layers, RateTrace.constant(_RATE_BYTES_PER_S)
+    bed.link.show(LinkScene(up=rate, down=rate, rtt_s=_RTT_S, window_bytes=None))
+    plans = {
+        arm: make_plan(layers, arm, layers // 2, layers, Codec.BF16, 128) for arm in (Arm.DEVICE, Arm.SPLIT, Arm.CLOUD)
+    }
+    runs: dict[tuple[Arm, int], list[Run]] = {(arm, tokens): [] for arm in plans for tokens in (1, _FEW, _MANY)}
+    for repetition in range(repetitions + 1):
+        for (arm, tokens), kept in runs.items():
+            run = bed.run(job_of(_PROMPT_TOKENS, tokens), offset_s=0.0, plan=plans[arm], seed=repetition)
+            if repetition:  # the first round loads layers
+                kept.append(run)
+    device = agent.profile
+    lane = lane_of(Arm.SPLIT, Codec.BF16, agent.checkpoint.config.shape.hidden)
+    start_s = median(map(_unexplained_s, runs[Arm.DEVICE, 1]))
+    split, split_many = runs[Arm.SPLIT, _FEW], runs[Arm.SPLIT, _MANY]
+    stream, stream_many = runs[Arm.CLOUD, _FEW], runs[Arm.CLOUD, _MANY]
+    exchange_s = _growth([_unexplained_s(run) for run in split], [_unexplained_s(run) for run in split_many])
+    up_bytes = _growth([run.tcp_up_bytes for run in split], [run.tcp_up_bytes for run in split_many])
+    down_bytes = _growth([run.tcp_down_bytes for run in split], [run.tcp_down_bytes for run in split_many])
+    per_byte_s, per_record_s = device.seal_s_per_byte or 0.0, device.seal_s_per_record or 0.0
+    sealing_s = 2 * per_record_s + per_byte_s * (lane.up_row + lane.down_row)
+    wire_s = (up_bytes + down_bytes) / _RATE_BYTES_PER_S
+    return Machines(
+        device=device,
+        # As in its manifest: what it is at its present load is the scene's business.
+        cloud=replace(agent.link()[1], queue_s=0.0, sweep_s=0.0, slowdown=1.0),
+        overhead_s=max(0.0, exchange_s - wire_s - sealing_s),
+        step_queue_s=max(0.0, _growth([_waited_s(run) for run in split], [_waited_s(run) for run in split_many])),
+        stream_gap_s=max(0.0, _growth([_idle_s(run) for run in stream], [_idle_s(run) for run in stream_many])),
+        start_s=max(0.0, start_s),
+        open_s=max(0.0, median(map(_unexplained_s, runs[Arm.SPLIT, 1])) - start_s - exchange_s),
+        frame_up_bytes=up_bytes - lane.up_row,
+        frame_down_bytes=down_bytes - lane.down_row,
+    )
+
+
+def _growth(few: list[float] | list[int], many: list[float] | list[int]) -> float:
+    """What a further token adds."""
+    return (median(many) - median(few)) / (_MANY - _FEW)
+
+
+def _waited_s(run: Run) -> float:
+    return run.stats.cloud_queue_s
+
+
+def _idle_s(run: Run) -> float:
+    """Everything of a reply of the cloud's but computing and the round trip."""
+    return run.outcome.total_s - run.stats.cloud_compute_s - _RTT_S
+
+
+def _unexplained_s(run: Run) -> float:
+    """Seconds of a reply that are neither device stages, nor the cloud's, nor round trips."""
+    stats = run.stats
+    stages_s = sum(stats.stage_s.get(name, 0.0) for name in DEVICE_STAGES)
+    return run.outcome.total_s - stages_s - stats.cloud_compute_s - stats.cloud_queue_s - stats.round_trips * _RTT_S
