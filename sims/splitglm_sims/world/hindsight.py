@@ -14,7 +14,6 @@ from splitglm_partitioner.lanes import TOKEN_BYTES
 from splitglm_partitioner.request import Situation
 from splitglm_sims.world.candidates import candidates, drafted
 from splitglm_sims.world.effort import Effort
-from splitglm_sims.world.handset import Handset
 from splitglm_sims.world.trial import Trial
 
 
@@ -36,7 +35,7 @@ def plans_worth_trying(situation: Situation) -> tuple[SplitPlan, ...]:
     return tuple(out)
 
 
-def best_of(handset: Handset, situation: Situation, attempt: Callable[[SplitPlan], Trial]) -> tuple[SplitPlan, Trial]:
+def best_of(situation: Situation, attempt: Callable[[SplitPlan], Trial]) -> tuple[SplitPlan, Trial]:
     """The candidate of lowest value; the first of equals."""
     best: tuple[SplitPlan, Trial] | None = None
     for plan in plans_worth_trying(situation):

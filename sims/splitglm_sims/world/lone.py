@@ -68,7 +68,7 @@ def _device(
         situation = handset.situation(index)
         best_plan, best = None, None
         if compare:
-            best_plan, best = best_of(handset, situation, candidates_tried(handset, index, situation, start_s))
+            best_plan, best = best_of(situation, candidates_tried(handset, index, situation, start_s))
         plan, probed_s = decided(handset, strategy, index, situation, account, draws, start_s)
         trial = run_trial(
             handset,
