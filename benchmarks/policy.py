@@ -12,6 +12,7 @@ import dataclasses
 import platform
 import statistics
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,13 @@ import numpy as np
 from splitglm_core.plan import Codec, HeadSide, Precision, Privacy, SplitPlan
 from splitglm_core.ranges import LayerRange
 from splitglm_core.shapes import ModelShape
-from splitglm_partitioner.arms import enumerate_arms
+from splitglm_partitioner.arms import choices_of, enumerate_arms
+from splitglm_partitioner.drafts import DraftStatistics
 from splitglm_partitioner.layer_times import LayerTimes
 from splitglm_partitioner.policy import choose
+from splitglm_partitioner.power import PowerProfile
 from splitglm_partitioner.profiles import CloudProfile, CodecTime, DeviceProfile, LinkEstimate, PrecisionProfile
-from splitglm_partitioner.request import Request, Situation, Warm
+from splitglm_partitioner.request import Objective, Request, Situation, Warm
 
 ROUNDS = 20
 CODECS = (Codec.FP32, Codec.BF16, Codec.INT8)
@@ -64,6 +67,7 @@ def device_of(layers: int, *, codecs_timed: bool) -> DeviceProfile:
         kv_bytes_per_token_per_layer=2048,
         max_layers=layers,
         codecs=tuple(CodecTime(codec=c, s_per_token=seconds[c]) for c in CODECS) if codecs_timed else (),
+        power=PowerProfile(compute_w=5.0, radio_w=1.0, uplink_j_per_byte=2e-7, downlink_j_per_byte=1e-7),
     )
 
 
@@ -80,19 +84,44 @@ def cloud_of(layers: int) -> CloudProfile:
     )
 
 
-def cases(layers: int) -> dict[str, tuple[Request, bool]]:
-    """Requests by name, and whether the device's codec times are known."""
+def drafters() -> tuple[DraftStatistics, ...]:
+    """One that looks tokens up in the text and one that uses the front, each with eight lengths."""
+    chances = tuple(0.7**j for j in range(1, 9))
+    lookup = DraftStatistics(name="lookup", s_per_token=1e-5, survival=chances)
+    early = DraftStatistics(name="early-exit", s_per_token=2e-2, survival=chances, front_layers=4, shares_front=True)
+    return lookup, early
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A request, and what is known beside the profiles."""
+
+    request: Request
+    codecs_timed: bool = False
+    drafts: tuple[DraftStatistics, ...] = ()
+
+
+def cases(layers: int) -> dict[str, Case]:
+    """What is asked, by name."""
     base = Request(prompt_tokens=1000, expected_new_tokens=200, codecs=CODECS)
     opened = dataclasses.replace(base, privacy=Privacy.OPEN)
     warm = Warm(plan=SplitPlan(layers=layers, s=1, t=layers, head=HeadSide.DEVICE), cached_tokens=900)
+    sizes = (32, 64, 256)
+    weighed = dataclasses.replace(base, objective=Objective(latency=1.0, energy=0.1))
+    everything = dataclasses.replace(opened, chunks=sizes, objective=weighed.objective, deadline_s=3600.0)
     return {
-        "no-text (the default)": (base, False),
-        "no-text, codecs timed": (base, True),
-        "open, all arms": (opened, False),
-        "open, all arms, codecs timed": (opened, True),
-        "open, all arms, 16,000-token prompt": (dataclasses.replace(opened, prompt_tokens=16000), False),
-        "no-text, chat turn in an open session": (dataclasses.replace(base, warm=warm), False),
-        "no-text, deadline": (dataclasses.replace(base, deadline_s=3600.0), False),
+        "no-text (the default)": Case(request=base),
+        "no-text, codecs timed": Case(request=base, codecs_timed=True),
+        "open, all arms": Case(request=opened),
+        "open, all arms, codecs timed": Case(request=opened, codecs_timed=True),
+        "open, all arms, 16,000-token prompt": Case(request=dataclasses.replace(opened, prompt_tokens=16000)),
+        "no-text, chat turn in an open session": Case(request=dataclasses.replace(base, warm=warm)),
+        "no-text, deadline": Case(request=dataclasses.replace(base, deadline_s=3600.0)),
+        "no-text, energy weighed": Case(request=weighed),
+        "no-text, 4 chunk sizes": Case(request=dataclasses.replace(base, chunks=sizes)),
+        "no-text, 2 drafters of 8 lengths": Case(request=base, drafts=drafters()),
+        "open, all arms, 2 drafters of 8 lengths": Case(request=opened, drafts=drafters()),
+        "open, all arms, drafters, chunk sizes, energy, deadline": Case(request=everything, drafts=drafters()),
     }
 
 
@@ -100,11 +129,11 @@ def measure(x: Situation, repeats: int) -> list[float]:
     """Microseconds of ``repeats`` decisions."""
     requests = [dataclasses.replace(x.request, prompt_tokens=x.request.prompt_tokens + i % 7) for i in range(repeats)]
     for warm_up in requests[:20]:
-        choose(warm_up, x.model, x.device, x.link, x.cloud)
+        choose(warm_up, x.model, x.device, x.link, x.cloud, x.drafts)
     out = []
     for request in requests:
         start = time.perf_counter()
-        choose(request, x.model, x.device, x.link, x.cloud)
+        choose(request, x.model, x.device, x.link, x.cloud, x.drafts)
         out.append((time.perf_counter() - start) * 1e6)
     return out
 
@@ -124,10 +153,15 @@ def main() -> None:
     print(f"{processor()}; Python {platform.python_version()}, numpy {np.__version__}; {repeats} decisions per row.\n")
     rows: list[tuple[int, str, Situation]] = []
     for layers in (30, 40):
-        for name, (request, codecs_timed) in cases(layers).items():
-            device = device_of(layers, codecs_timed=codecs_timed)
-            model, cloud = model_of(layers), cloud_of(layers)
-            situation = Situation(request=request, model=model, device=device, link=link, cloud=cloud)
+        for name, case in cases(layers).items():
+            situation = Situation(
+                request=case.request,
+                model=model_of(layers),
+                device=device_of(layers, codecs_timed=case.codecs_timed),
+                link=link,
+                cloud=cloud_of(layers),
+                drafts=case.drafts,
+            )
             rows.append((layers, name, situation))
     spent: list[list[float]] = [[] for _ in rows]
     for _ in range(ROUNDS):
@@ -136,7 +170,7 @@ def main() -> None:
     print("| layers | request | plans priced | median us | p5 us | p95 us |")
     print("|---:|---|---:|---:|---:|---:|")
     for times, (layers, name, x) in zip(spent, rows, strict=True):
-        count = sum(1 for _ in enumerate_arms(x).plans())
+        count = sum(1 for plan in enumerate_arms(x).plans() for _ in choices_of(plan, x))
         low, high = np.percentile(times, [5, 95])
         print(f"| {layers} | {name} | {count} | {statistics.median(times):.0f} | {low:.0f} | {high:.0f} |")
 

@@ -59,14 +59,30 @@ class Candidates:
                     yield make_plan(self.layers, block.arm, s, block.t, codec, self.chunk_tokens)
 
 
-def make_plan(layers: int, arm: Arm, s: int, t: int, codec: Codec, chunk_tokens: int) -> SplitPlan:
+def make_plan(
+    layers: int,
+    arm: Arm,
+    s: int,
+    t: int,
+    codec: Codec,
+    chunk_tokens: int,
+    drafter: str = "none",
+    draft_tokens: int = 0,
+) -> SplitPlan:
     """The plan of ``arm`` at a cut; ``codec`` is ignored where no hidden state travels."""
     if arm is Arm.DEVICE:
         return SplitPlan.device_only(layers, chunk_tokens=chunk_tokens)
-    if arm is Arm.CLOUD:
-        return SplitPlan.cloud_only(layers, chunk_tokens=chunk_tokens)
-    head = HeadSide.CLOUD if arm is Arm.SPLIT else HeadSide.DEVICE
-    return SplitPlan(layers=layers, s=s, t=t, head=head, codec=codec, chunk_tokens=chunk_tokens)
+    here = arm is Arm.USHAPE
+    return SplitPlan(
+        layers=layers,
+        s=0 if arm is Arm.CLOUD else s,
+        t=t if here else layers,
+        head=HeadSide.DEVICE if here else HeadSide.CLOUD,
+        codec=Codec.BF16 if arm is Arm.CLOUD else codec,
+        chunk_tokens=chunk_tokens,
+        drafter=drafter,
+        draft_tokens=draft_tokens,
+    )
 
 
 def choices_of(plan: SplitPlan, situation: Situation) -> Iterator[SplitPlan]:

@@ -40,8 +40,8 @@ def token_joules(basis: Basis, power: PowerProfile, rates: Seconds, rounds: Roun
     out = amounts @ basis.matrix
     if basis.alone is not None and rounds.alone:
         # The device only opens what comes down.
-        answer, chosen = slice(layout.down.start, layout.tail.stop), list(rounds.alone)
-        out[chosen, basis.alone] = amounts[chosen, answer] @ basis.matrix[answer, basis.alone]
+        answer = slice(layout.down.start, layout.tail.stop)
+        out[rounds.alone, basis.alone] = amounts[rounds.alone, answer] @ basis.matrix[answer, basis.alone]
     joules: Seconds = out[:, None, :] + per_token_s * (power.radio_w * basis.online)
     return joules
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -40,8 +40,7 @@ class Grid:
         """Column ``index`` as a plan."""
         lane = self.lanes[self.lane[index]]
         s, t = int(self.s[index]), int(self.t[index])
-        plan = make_plan(self.layers, lane.arm, s, t, lane.codec or Codec.BF16, chunk_tokens)
-        return replace(plan, drafter=drafter, draft_tokens=draft_tokens) if draft_tokens else plan
+        return make_plan(self.layers, lane.arm, s, t, lane.codec or Codec.BF16, chunk_tokens, drafter, draft_tokens)
 
 
 @lru_cache(maxsize=256)

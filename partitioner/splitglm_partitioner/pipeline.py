@@ -9,7 +9,7 @@ and the machine is busy with ``j .. i`` from then on::
 where ``through_k[i]`` is the work of machine ``k`` up to job ``i`` and ``before_k[j]`` that of the jobs before ``j``.
 
 Within a run of equal jobs a path's length is linear in the job at which it changes machines, so the longest path
-changes at an end of a run: only those jobs (knots) need be looked at, and the cost does not grow with the number of jobs.
+changes at an end of a run: only those jobs (knots) need be looked at, and the cost does not grow with their number.
 """
 
 from __future__ import annotations

@@ -13,11 +13,12 @@ of one, so there is no second formula.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
-from splitglm_partitioner.basis import Basis, chunk_amounts, fixed_amounts, rates_of
+from splitglm_partitioner.basis import Basis, Layout, chunk_amounts, fixed_amounts, rates_of
 from splitglm_partitioner.decoding_rounds import Rounds
 from splitglm_partitioner.energy import first_joules, token_joules
 from splitglm_partitioner.layer_times import LayerTimes, Seconds
@@ -95,7 +96,7 @@ def price(
     per_token_s = (weights.reshape(-1, weights.shape[-1]) @ basis.matrix).reshape(*weights.shape[:2], plans)
     if basis.alone is not None and rounds.alone:
         busy, sending = alone_s(basis, rounds, rates, situation)
-        per_token_s[list(rounds.alone), :, basis.alone] = np.maximum(busy, sending)
+        per_token_s[rounds.alone, :, basis.alone] = np.maximum(busy, sending)
     first_j = token_j = None
     power = situation.device.power
     if energy and power is not None:
@@ -110,16 +111,22 @@ def alone_s(basis: Basis, rounds: Rounds, rates: Seconds, situation: Situation) 
 
     Whichever is longer sets the pace. A drafter in the cloud is slowed down as the cloud is, not as the device.
     """
-    layout, column = basis.layout, basis.matrix[:, basis.alone]
-    seconds = rounds.amounts[list(rounds.alone), None, :] * rates * column
-    drafting = seconds[..., layout.of["draft"]].sum(axis=-1)
-    if situation.cloud is not None:
-        drafting *= situation.cloud.slowdown / situation.device.slowdown
-    busy: Seconds = drafting + seconds[..., layout.back].sum(axis=-1) + seconds[..., layout.head].sum(axis=-1)
-    busy += seconds[..., layout.of["queue"].start : layout.lag.stop].sum(axis=-1)
-    sending: Seconds = seconds[..., layout.down].sum(axis=-1) + seconds[..., layout.of["overhead"]].sum(axis=-1)
-    sending += seconds[..., layout.of["open_record"].start : layout.tail.stop].sum(axis=-1)
-    return busy, sending
+    seconds = rounds.alone_amounts[:, None, :] * (rates * basis.matrix[:, basis.alone])
+    sums: Seconds = seconds @ _alone_sums(basis.layout)
+    faster = 1.0 if situation.cloud is None else situation.cloud.slowdown / situation.device.slowdown
+    return sums[..., 0] + sums[..., 2] * faster, sums[..., 1]
+
+
+@lru_cache(maxsize=64)
+def _alone_sums(layout: Layout) -> Seconds:
+    """Columns that sum quantities: the cloud at work and its waits; sending and opening; drafting."""
+    out = np.zeros((len(layout), 3))
+    for place in (layout.back, layout.head, layout.of["queue"], layout.of["sweep"]):
+        out[place, 0] = 1.0
+    for place in (layout.down, layout.of["overhead"], slice(layout.of["open_record"].start, layout.tail.stop)):
+        out[place, 1] = 1.0
+    out[layout.of["draft"], 2] = 1.0
+    return out
 
 
 class Prefill:

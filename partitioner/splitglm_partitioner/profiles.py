@@ -83,7 +83,8 @@ class DeviceProfile:
         kv_bytes_per_token_per_layer: bytes of keys and values.
         max_layers: most layers the device may hold (front and tail together); ``layers`` when unlimited.
         codecs: measured codec times; empty when not measured.
-        seal_s_per_byte, seal_s_per_record: seconds to seal, and likewise to open; None when not measured.
+        seal_s_per_byte, seal_s_per_record: seconds to seal, and likewise to open; None when not measured. ``slowdown``
+            does not touch them.
         power: None when nobody stated it.
         slowdown: how many times longer its passes take now than when it was profiled (load, temperature).
     """
@@ -158,7 +159,7 @@ class CloudProfile:
         sweep_s: mean seconds that it then waits for the sweep to come round to its first layer.
         codecs: offered for hidden states.
         price_per_layer_token: price of one token through one layer; None when none is stated.
-        slowdown: how many times longer a step is computed now than alone (it shares its batches).
+        slowdown: how many times longer a step, its head included, is computed now than alone (it shares its batches).
     """
 
     layers: int
@@ -213,7 +214,8 @@ class LinkEstimate:
     Attributes:
         uplink_bytes_per_s, downlink_bytes_per_s: goodput of payload.
         rtt_s: round trip of an empty exchange.
-        overhead_s: per step, everything that is neither model nor link: framing, sealing, gRPC, scheduling.
+        overhead_s: per step, everything that is neither model nor link: framing, gRPC, scheduling, and sealing where
+            the device's profile does not state it.
         uplink_rel_error, downlink_rel_error: largest recent relative error of the rate estimate.
         rtt_var_s: mean deviation of the RTT (RTTVAR of RFC 6298).
         uplink_queue_s: until what was handed over before has left the device.

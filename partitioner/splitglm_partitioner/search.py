@@ -43,7 +43,7 @@ class Search:
         """A column with its best chunk size and draft."""
         chunk = self._prices.runs[self._run[column] if self._run is not None else 0].chunk_tokens
         choice = self._prices.rounds.choices[self._round[column] if self._round is not None else 0]
-        return self.grid.plan(column, chunk, choice.name, choice.draft_tokens)
+        return self.grid.plan(column, chunk, choice.drafter, choice.draft_tokens)
 
     def goes_on(self, column: int) -> bool:
         """Whether the open session serves the plan of ``column``."""

@@ -7,11 +7,13 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from splitglm_core.errors import InputError, NoFeasiblePlan
 from splitglm_core.plan import Arm, Codec, HeadSide, Precision, Privacy, SplitPlan
 from splitglm_core.ranges import LayerRange
 from splitglm_core.shapes import ModelShape
 from splitglm_partitioner.drafts import DraftStatistics
 from splitglm_partitioner.layer_times import LayerTimes, PrefillPoint
+from splitglm_partitioner.policy import Decision, choose, decide
 from splitglm_partitioner.power import PowerProfile
 from splitglm_partitioner.profiles import CloudProfile, CodecTime, DeviceProfile, LinkEstimate, PrecisionProfile
 from splitglm_partitioner.request import Fixed, Objective, Request, Situation, Warm
@@ -269,3 +271,27 @@ def situations(draw: st.DrawFn) -> Situation:
         cloud=cloud if reachable else None,
         drafts=tuple(draw(drafters(layers, name)) for name in names),
     )
+
+
+def pick(
+    request: Request,
+    *,
+    device: DeviceProfile | None = None,
+    link: LinkEstimate | None = None,
+    cloud: CloudProfile | None = None,
+    drafts: tuple[DraftStatistics, ...] = (),
+) -> Decision:
+    device, link, cloud = device or make_device(12), link or make_link(), cloud or make_cloud(12)
+    return choose(request, make_model(12), device, link, cloud, drafts)
+
+
+def drafting(**changes: Any) -> DraftStatistics:
+    base = DraftStatistics(name="lookup", s_per_token=1e-5, survival=(0.8, 0.7, 0.6, 0.5))
+    return dataclasses.replace(base, **changes)
+
+
+def decide_or_none(situation: Situation) -> Decision | None:
+    try:
+        return decide(situation)
+    except (NoFeasiblePlan, InputError):
+        return None

@@ -10,47 +10,29 @@ import pytest
 from hypothesis import given, settings
 from partitioner_factory import (
     POWER,
+    decide_or_none,
     make_cloud,
     make_device,
     make_link,
     make_model,
     make_request,
+    pick,
     situations,
     split,
-    ushape,
 )
 
 from splitglm_core.errors import InputError, NoFeasiblePlan, PromptTooLong
 from splitglm_core.plan import Arm, Codec, HeadSide, Privacy, SplitPlan
 from splitglm_core.ranges import LayerRange
-from splitglm_partitioner import explain
 from splitglm_partitioner.arms import choices_of, enumerate_arms
 from splitglm_partitioner.constraints import Constraint
 from splitglm_partitioner.cost import cost_of
 from splitglm_partitioner.decision_log import replay
 from splitglm_partitioner.layer_times import LayerTimes
 from splitglm_partitioner.policy import Choice, Decision, choose, decide
-from splitglm_partitioner.profiles import CloudProfile, DeviceProfile, LinkEstimate
-from splitglm_partitioner.request import Fixed, Objective, Request, Situation, Warm
+from splitglm_partitioner.request import Fixed, Objective, Situation, Warm
 
 N = 12
-
-
-def pick(
-    request: Request,
-    *,
-    device: DeviceProfile | None = None,
-    link: LinkEstimate | None = None,
-    cloud: CloudProfile | None = None,
-) -> Decision:
-    return choose(request, make_model(N), device or make_device(N), link or make_link(), cloud or make_cloud(N))
-
-
-def decide_or_none(situation: Situation) -> Decision | None:
-    try:
-        return decide(situation)
-    except (NoFeasiblePlan, InputError):
-        return None
 
 
 def choices(decision: Decision) -> tuple[Choice, ...]:
@@ -339,24 +321,6 @@ def test_energy_counts_only_where_the_device_states_its_power(changes: dict[str,
         pick(request)
     assert "compute_w" in caught.value.hint
     assert pick(request, device=make_device(N, power=POWER)).breakdown.energy_j is not None
-
-
-def test_the_explanation_shows_every_arm_with_its_cost_or_its_reason() -> None:
-    decision = pick(make_request(privacy=Privacy.NO_PROMPT, s_min=3))
-    text = explain.table(decision)
-    lines = text.splitlines()
-    assert lines[0].split()[:4] == ["arm", "s", "t", "codec"]
-    assert lines[1].split()[:4] == ["split*", "3", "12", "int8"]
-    assert {line.split()[0] for line in lines[2:4]} == {"ushape", "device"}
-    assert "cloud: not allowed, no-prompt keeps prompt ids on the device" in lines
-    words = explain.in_words(decision)
-    assert "The cut is the lowest allowed; limited by privacy." in words and "round trip 40.0 ms" in words
-
-
-def test_the_explanation_of_an_open_session_says_what_is_new() -> None:
-    plan = ushape(N, 1, N, Codec.INT8)
-    decision = pick(make_request(warm=Warm(plan=plan, cached_tokens=290)))
-    assert "10 of 300 prompt tokens are new" in explain.in_words(decision)
 
 
 @pytest.mark.parametrize("constraint", list(Constraint))
