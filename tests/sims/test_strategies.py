@@ -168,6 +168,7 @@ def test_a_wrong_option_is_refused_with_what_is_possible(name: str, options: dic
 def test_a_strategy_of_ones_own_is_named_by_module_and_factory(monkeypatch: pytest.MonkeyPatch) -> None:
     source = (EXAMPLES / "strategy.py").read_text(encoding="utf-8")
     assert len(source.splitlines()) <= 30
+    assert source in (EXAMPLES.parent / "docs" / "simulation.md").read_text(encoding="utf-8")
     monkeypatch.syspath_prepend(str(EXAMPLES))
     monkeypatch.delitem(sys.modules, "strategy", raising=False)
     situation = make_situation()

@@ -93,8 +93,8 @@ def test_neurosurgeon_follows_the_bandwidth_last_measured_and_asks_when_blind() 
     for direction in Direction:
         strategy.observe(seen(direction, 100_000, 2e3, 5.0))
     strategy.observe(RoundTrip(at_s=5.0, seconds=2.0))
-    assert strategy.probe(make_task(situation, 34.0)) is Probe.NONE
-    assert strategy.probe(make_task(situation, 36.0)) is Probe.RATES
+    assert strategy.probe(make_task(situation, 604.0)) is Probe.NONE
+    assert strategy.probe(make_task(situation, 606.0)) is Probe.RATES
     measured = replace(situation, link=replace(SLOW, overhead_s=LINK.overhead_s))
     assert strategy.choose(make_task(situation, 10.0)) == decide(measured).plan
     strategy.observe(seen(Direction.UP, 1000, 1e9, 11.0))  # too small to tell a rate

@@ -106,7 +106,7 @@ def edgent(
     *,
     states_per_decade: int = 8,
     expected_run: float = 50.0,
-    probe_after_s: float = 30.0,
+    probe_after_s: float = 600.0,
 ) -> Edgent:
     """Offline map of bandwidth states, change points online."""
     if not 1 <= states_per_decade <= 100:

@@ -9,6 +9,9 @@ from splitglm_partitioner.observations import CloudStep, Direction, Observation,
 from splitglm_partitioner.rates import MIN_TRANSFER_BYTES
 from splitglm_partitioner.request import Situation
 
+# After so long without traffic a radio may sleep: the next round trip then measures its waking.
+RESTED_S = 1.0
+
 
 class LastSeen:
     """The last rate of each direction, the last round trip, the last wait in the cloud."""
@@ -29,7 +32,8 @@ class LastSeen:
                 if observation.direction is Direction.UP:
                     self.rate_at_s = observation.at_s
         elif isinstance(observation, RoundTrip):
-            self._rtt_s = observation.seconds
+            if observation.idle_s < RESTED_S:
+                self._rtt_s = observation.seconds
         elif isinstance(observation, CloudStep):
             self._queue_s = observation.queue_s
 

@@ -8,7 +8,8 @@ because device-only has no unknown part, and so teaches nothing, an offloading a
 Differs: features are what a reply has instead of one network pass: bytes up, bytes down, cloud seconds of prefill and
 of decode, round trips. As theirs they are scaled to at most 1, by the plans of the first request; ``theta`` begins at
 what the profile says, theirs at 0; samples weigh by the size of the reply, as large ones scatter more. The forced
-interval is ``requests ** forced_power``, the paper's schedule for an unknown horizon. Key frames belong to video.
+interval is ``requests ** forced_power``, as the horizon is unknown; ``forced_power`` and ``alpha`` were chosen on the
+link classes for tuning. Key frames belong to video.
 The sliding and discounted memories (``linear_bandit``) are the usual remedy for drift; the paper has the plain one.
 Costs are seconds and the price that is known beforehand; joules are not counted. No drafts.
 """
@@ -159,9 +160,9 @@ def mu_linucb(
     seed: int,
     *,
     memory: str = "plain",
-    alpha: float = 0.3,
+    alpha: float = 0.03,
     ridge: float = 0.1,
-    forced_power: float = 0.25,
+    forced_power: float = 0.5,
     discount: float = 0.98,
     window: int = 50,
     cuts: int = 5,

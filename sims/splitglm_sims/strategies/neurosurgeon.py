@@ -34,7 +34,7 @@ AIMS: dict[str, Objective | None] = {
 class Neurosurgeon(Passive):
     """See the module. ``aim`` None minimises what the request asks for."""
 
-    def __init__(self, *, aim: Objective | None = None, probe_after_s: float = 30.0) -> None:
+    def __init__(self, *, aim: Objective | None = None, probe_after_s: float = 600.0) -> None:
         self._aim, self._probe_after_s = aim, probe_after_s
         self._seen = LastSeen()
 
@@ -53,7 +53,7 @@ class Neurosurgeon(Passive):
 
 
 def neurosurgeon(
-    situation_facts: Facts, seed: int, *, aim: str = "objective", probe_after_s: float = 30.0
+    situation_facts: Facts, seed: int, *, aim: str = "objective", probe_after_s: float = 600.0
 ) -> Neurosurgeon:
     """Scan of all cuts at the bandwidth last measured."""
     if aim not in AIMS:

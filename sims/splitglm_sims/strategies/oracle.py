@@ -1,14 +1,14 @@
 """The clairvoyant bound: for each request, what would turn out best.
 
 It asks ``Task.foresee``, which runs a plan in a copy of the world, for the plans that hindsight tries (every arm, tail
-and codec, cuts spread over the allowed range, drafters near their best length), and then climbs from the best of each
-arm: the cut by halving steps, the draft length by one. It is greedy in time: a plan that would serve the *next* request
-better (a warm cache, an awake radio) is not preferred.
+and codec, cuts spread over the allowed range) without drafts, for the best of each arm with drafts of several lengths,
+and then climbs from the best of each arm: the cut by halving steps, the draft length by one. It is greedy in time: a
+plan that would serve the *next* request better (a warm cache, an awake radio) is not preferred.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -16,13 +16,14 @@ from splitglm_core.errors import InputError
 from splitglm_core.plan import Arm, SplitPlan
 from splitglm_partitioner.arms import Candidates
 from splitglm_partitioner.request import Situation
-from splitglm_sims.strategies.allowed import allowed
+from splitglm_sims.strategies.allowed import allowed, nearest, usable, with_drafts
 from splitglm_sims.strategies.facts import Facts
 from splitglm_sims.strategies.passive import Passive
 from splitglm_sims.strategies.strategy import Task
-from splitglm_sims.world.hindsight import plans_worth_trying
+from splitglm_sims.world.candidates import candidates as worth_trying
 
 Rank: TypeAlias = tuple[int, float]
+LENGTHS = (1, 2, 4, 8)
 
 
 class Oracle(Passive):
@@ -45,10 +46,26 @@ class Oracle(Passive):
 
         candidates = allowed(task.situation)
         best: dict[Arm, SplitPlan] = {}
-        for plan in plans_worth_trying(task.situation):
+        for plan in worth_trying(task.situation):
             if plan.arm not in best or rank(plan) < rank(best[plan.arm]):
                 best[plan.arm] = plan
+        for plain in list(best.values()):
+            for plan in _drafted(plain, candidates, task.situation):
+                if rank(plan) < rank(best[plan.arm]):
+                    best[plan.arm] = plan
         return min((_climbed(plan, candidates, task.situation, rank) for plan in best.values()), key=rank)
+
+
+def _drafted(plain: SplitPlan, candidates: Candidates, situation: Situation) -> Iterator[SplitPlan]:
+    """``plain`` with each drafter that serves it, at its cut or at the least one that the drafter needs."""
+    if plain.arm is Arm.DEVICE:
+        return
+    for statistics in situation.drafts:
+        s = max(plain.s, statistics.front_layers)
+        plan = nearest(candidates, plain.arm, s=s, t=plain.t, codec=plain.codec)
+        for length in LENGTHS:
+            if length <= len(statistics.survival) and usable(statistics, plan):
+                yield with_drafts(plan, statistics, length)
 
 
 def _climbed(
