@@ -82,7 +82,7 @@ class Testbed:
             raise InputError("the testbed runs first turns only", "use jobs without shared_tokens")
         agent = self.agent
         ids = prompt_ids(job.prompt_tokens, agent.checkpoint.config.shape.vocab, seed)
-        if plan is not None:
+        if plan is not None and plan.arm is not Arm.DEVICE:
             agent.link()
         before = self.link.carried_bytes()
         began_s = self.link.begin(offset_s)

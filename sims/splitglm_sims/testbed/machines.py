@@ -39,7 +39,7 @@ class Machines:
     Attributes:
         device, cloud: profiles; the cloud's is the one of its manifest.
         overhead_s: per exchange, what is neither model nor link nor sealing; the emulator's own lateness is part of it.
-        step_queue_s: what the cloud says that a step of a session alone waits.
+        step_queue_s: what the cloud says that a step of a session alone waits, for a place and for the sweep.
         stream_gap_s: per token of a cloud that goes on by itself, what its layers and head do not explain.
         start_s: from the call of a reply until the device computes: planning, caches, text. No term of the simulator.
         open_s: extra of a reply's first exchange, which opens a session in the cloud. No term of the simulator.
@@ -122,7 +122,7 @@ def _growth(few: list[float] | list[int], many: list[float] | list[int]) -> floa
 
 
 def _waited_s(run: Run) -> float:
-    return run.stats.cloud_queue_s
+    return run.stats.cloud_queue_s + run.stats.cloud_sweep_s
 
 
 def _idle_s(run: Run) -> float:
@@ -134,4 +134,5 @@ def _unexplained_s(run: Run) -> float:
     """Seconds of a reply that are neither device stages, nor the cloud's, nor round trips."""
     stats = run.stats
     stages_s = sum(stats.stage_s.get(name, 0.0) for name in DEVICE_STAGES)
-    return run.outcome.total_s - stages_s - stats.cloud_compute_s - stats.cloud_queue_s - stats.round_trips * _RTT_S
+    cloud_s = stats.cloud_compute_s + stats.cloud_queue_s + stats.cloud_sweep_s
+    return run.outcome.total_s - stages_s - cloud_s - stats.round_trips * _RTT_S
