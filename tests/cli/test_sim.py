@@ -110,7 +110,7 @@ def test_a_mistake_is_told_in_one_line(
 def test_ctrl_c_ends_every_process_and_the_next_run_goes_on(study: str, tmp_path: Path, home: Path) -> None:
     """Interrupted once a world is finished: the others are not, and no worker stays behind."""
     out = tmp_path / "out"
-    longer = Path(study).read_text().replace("requests = 3", "requests = 400").replace("[1]", "[1, 2, 3, 4]")
+    longer = Path(study).read_text().replace("requests = 3", "requests = 80").replace("[1]", "[1, 2, 3, 4]")
     Path(study).write_text(longer)
     process = start("sim", "run", study, "--out", str(out), "--jobs", "2", "--quiet", start_new_session=True)
     family = psutil.Process(process.pid)

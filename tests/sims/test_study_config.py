@@ -9,9 +9,14 @@ import pytest
 from splitglm_core.errors import InputError
 from splitglm_core.plan import Privacy
 from splitglm_sims.links.fitted import Use, class_names
+from splitglm_sims.presets.machines import cloud_preset, device_preset
+from splitglm_sims.strategies.facts import Facts
+from splitglm_sims.strategies.registry import make_strategy
+from splitglm_sims.study.build import drafts_of
 from splitglm_sims.study.config import Compare, Role, StudyConfig, parse_study, study_of
 from splitglm_sims.study.load import STUDIES, load_study
-from splitglm_sims.study.store import cells
+from splitglm_sims.study.store import cells, plain_config
+from splitglm_sims.workloads.workload import load_workload
 
 HEAD = """
 name = "small"
@@ -89,11 +94,9 @@ def test_a_mistake_is_named_with_file_and_field(text: str, said: str) -> None:
 
 
 def test_what_is_written_down_is_read_back_the_same() -> None:
-    from splitglm_sims.study.store import _plain_config
-
     for name in STUDIES.names():
         study = STUDIES.load(name)
-        again = study_of(_plain_config(study), name)
+        again = study_of(plain_config(study), name)
         assert again == study and again.digest == study.digest
 
 
@@ -155,3 +158,35 @@ def test_other_seeds_make_another_study(tmp_path: Path) -> None:
     own, other = load_study(str(path)), load_study(str(path), seeds=(9,))
     assert other.config.seeds == (9,) and own.config.digest != other.config.digest
     assert isinstance(own.config, StudyConfig)
+
+
+@pytest.mark.parametrize("name", STUDIES.names())
+def test_what_a_shipped_study_names_exists(name: str) -> None:
+    study = STUDIES.load(name)
+    device = device_preset(study.device)
+    cloud = cloud_preset(study.cloud).profile(device.model)
+    drafts_of(study.drafters, study.device, study.cloud)
+    for workload in study.workloads:
+        load_workload(workload)
+    situation_facts = Facts(model=device.shape, device=device.profile(), cloud=cloud)
+    for entry in study.strategies:
+        made = make_strategy(entry.name, situation_facts=situation_facts, seed=1, options=dict(entry.options))
+        assert not (made.clairvoyant and entry.role is not Role.RIVAL)
+    for link in study.links:
+        assert link.generated == (link.name in class_names())
+    judged = [entry.name for entry in study.strategies if entry.role is Role.JUDGED]
+    assert study.name == name and study.about and judged == ["splitglm"]
+
+
+def test_every_fixed_arm_takes_part_where_privacy_allows_it(tmp_path: Path) -> None:
+    path = tmp_path / "small.toml"
+    device = HEAD.replace("a device", "demo-2core").replace("a cloud", "cpu-2core")
+    text = device + 'fixed_arms = true\nprivacy = ["open", "no-text"]\n' + LINKS + STRATEGIES
+    path.write_text(text)
+    config = load_study(str(path)).config
+    added = {entry.label: entry for entry in config.strategies[2:]}
+    assert len(added) >= 5 and all(entry.role is Role.FIXED and entry.name == "fixed" for entry in added.values())
+    assert "device" not in added, "the side of that name takes part already"
+    assert added["cloud"].privacy == (Privacy.OPEN,)
+    assert any(entry.privacy == (Privacy.OPEN, Privacy.NO_TEXT) for entry in added.values())
+    assert study_of(plain_config(config), "again") == config

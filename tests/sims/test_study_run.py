@@ -14,7 +14,7 @@ from studies import LINK, SMALL, contents, job, kill_this_process, made_up, reco
 
 from splitglm_core.errors import DeviceError, InputError
 from splitglm_core.plan import Arm
-from splitglm_sims.study.build import simulate
+from splitglm_sims.study.build import CROWD_LINKS, crowd_of, scene_of, simulate
 from splitglm_sims.study.columns import ARMS, DTYPES, Columns, ColumnsBuilder, decode, encode
 from splitglm_sims.study.config import LoadedStudy
 from splitglm_sims.study.run import run_study
@@ -200,3 +200,40 @@ def test_a_cell_that_is_cut_short_damaged_or_anothers_is_refused(tmp_path: Path)
     results.path(cell).unlink()
     with pytest.raises(InputError, match="lacks the cell"):
         results.read(cell)
+
+
+def test_a_crowd_shares_one_cloud_and_its_strategies_meet_the_same_requests(tmp_path: Path) -> None:
+    text = SMALL.replace("requests = 6", "seconds = 150.0\ndevices = [3, 70]").replace(
+        '[[links]]\nname = "wifi-poor"', ""
+    )
+    study = small_study(tmp_path, text.replace("[1, 2]", "[1]"))
+    run_study(study, tmp_path / "out")
+    results = Results.open(tmp_path / "out")
+    by_size: dict[int, list[Columns]] = {}
+    for cell in results.cells():
+        by_size.setdefault(cell.devices, []).append(results.read(cell))
+    for size, same in by_size.items():
+        asked = [sorted(zip(c["device"].tolist(), c["job"].tolist(), c["at_s"].tolist(), strict=True)) for c in same]
+        assert asked[0] == asked[1] == asked[2] and len({device for device, _, _ in asked[0]}) > 1
+        assert [c.facts["cloud busy %"] > 0.0 for c in same] == [True, False, True]
+    # More devices than links: those that share a link are at different places in it.
+    crowd = crowd_of(study, next(cell for cell in results.cells() if cell.devices == 70))
+    first, sharing = crowd.device(0).link, crowd.device(CROWD_LINKS).link
+    assert first.up is sharing.up and first.offset_s != sharing.offset_s
+
+
+def test_a_world_in_which_nobody_asks_anything_is_refused(tmp_path: Path) -> None:
+    text = SMALL.replace("requests = 6", "seconds = 0.5")
+    for world in (text, text.replace("seconds", "devices = [2]\nseconds")):
+        with pytest.raises(InputError, match="nobody asks anything"):
+            run_study(small_study(tmp_path, world), tmp_path / "out" / str(len(world)))
+
+
+def test_drafters_of_a_study_reach_its_worlds(tmp_path: Path) -> None:
+    text = SMALL.replace("requests", 'drafters = ["lookup", "cloud-mtp"]\nrequests')
+    study = small_study(tmp_path, text)
+    drafts = scene_of(study, next(cells(study.config))).drafts
+    assert {one.name for one in drafts["chat"]} == {"lookup", "cloud-mtp"}
+    wrong = small_study(tmp_path, text.replace('"lookup"', '"guess"'))
+    with pytest.raises(InputError, match="no drafter 'guess'"):
+        scene_of(wrong, next(cells(wrong.config)))

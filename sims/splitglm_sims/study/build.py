@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from splitglm_core.errors import InputError
 from splitglm_partitioner.drafts import DraftStatistics
+from splitglm_partitioner.profiles import CloudProfile
 from splitglm_sims.links.files import Asymmetry, RoundTrips, from_files, hairpin_round_trips, ping_round_trips
 from splitglm_sims.links.fitted import link_class
 from splitglm_sims.presets.courses import BackgroundLoad, CloudLoad, Thermal, combined
@@ -27,9 +28,11 @@ from splitglm_sims.workloads.acceptance import acceptance_table
 from splitglm_sims.workloads.jobs import jobs
 from splitglm_sims.workloads.workload import load_workload
 from splitglm_sims.world.course import Course
+from splitglm_sims.world.crowd import CrowdResult, CrowdScene, run_crowd
 from splitglm_sims.world.lone import run_lone
 from splitglm_sims.world.scene import CloudScene, DeviceScene, Job, LinkScene, Scene
 
+CROWD_LINKS: Final = 64
 _SHORTEST_S: Final = 600.0
 _BEYOND: Final = 1.25  # a device that answers slowly lives longer than its last request was due
 _OFFSET = 0x0FF5E7  # domain of the draw of a trace's beginning: no other draw of the seed repeats it
@@ -37,41 +40,115 @@ _OFFSET = 0x0FF5E7  # domain of the draw of a trace's beginning: no other draw o
 
 def simulate(study: LoadedStudy, cell: Cell) -> Columns:
     """Run one cell. InputError when its world cannot be as the study says."""
+    builder = ColumnsBuilder()
+    if cell.devices:
+        crowd = crowd_of(study, cell)
+        facts = Facts.of(crowd.device(0))
+        found = run_crowd(crowd, lambda index: strategy_of(cell, facts, index))
+        for index, records in enumerate(found.records):
+            scene = crowd.device(index)
+            builder.add(records, scene.jobs, scene.link, device=index)
+        _check_asked(sum(map(len, found.records)), study.config)
+        return builder.build(_crowd_facts(found, study.config.seconds or found.end_s))
     scene = scene_of(study, cell)
     records = run_lone(scene, strategy_of(cell, Facts.of(scene)), compare=study.config.compares(cell.strategy))
-    builder = ColumnsBuilder()
     builder.add(records, scene.jobs, scene.link)
     return builder.build()
 
 
 def scene_of(study: LoadedStudy, cell: Cell) -> Scene:
     """The world of a lone device."""
-    config, device = study.config, device_preset(study.config.device)
-    asked = jobs_of(config, cell.workload, cell.seed, cell)
+    asked = jobs_of(study.config, cell, cell.seed)
+    _check_asked(len(asked), study.config)
     seconds = max(_SHORTEST_S, _BEYOND * asked[-1].at_s)
-    return Scene(
-        model=device.shape,
-        device=device_of(device, config.conditions, cell.seed, seconds),
-        link=link_of(cell.link, study.folder, cell.seed, seconds),
-        cloud=cloud_of(config, device, cell.seed, seconds),
+    return _scene(
+        study,
+        cell,
         jobs=asked,
-        drafts=drafts_of(config, device),
-        objective=config.objective,
+        link=link_of(cell.link, study.folder, cell.seed, seconds),
+        cloud=cloud_of(study.config, cell.seed, seconds),
+        seed=cell.seed,
+        seconds=seconds,
+    )
+
+
+def crowd_of(study: LoadedStudy, cell: Cell) -> CrowdScene:
+    """Devices with users, loads and links of their own, and one cloud.
+
+    There are at most ``CROWD_LINKS`` different links: devices that share one begin at different places in it.
+    """
+    config, seconds = study.config, max(_SHORTEST_S, study.config.seconds or 0.0)
+    cloud = CloudScene(profile=_cloud(config.cloud, _device(config.device).model))
+    kinds = min(cell.devices, CROWD_LINKS)
+    links = [link_of(cell.link, study.folder, _of_device(cell.seed, kind), seconds) for kind in range(kinds)]
+
+    @cache
+    def device(index: int) -> Scene:
+        link = links[index % kinds]
+        place = (index // kinds) / math.ceil(cell.devices / kinds)
+        begin_s = link.offset_s + place * max(link.up.period_s, link.down.period_s)
+        seed = _of_device(cell.seed, index)
+        return _scene(
+            study,
+            cell,
+            jobs=jobs_of(config, cell, seed),
+            link=replace(link, offset_s=begin_s),
+            cloud=cloud,
+            seed=seed,
+            seconds=seconds,
+        )
+
+    return CrowdScene(devices=cell.devices, device=device, cloud=cloud)
+
+
+def _scene(
+    study: LoadedStudy,
+    cell: Cell,
+    *,
+    jobs: tuple[Job, ...],
+    link: LinkScene,
+    cloud: CloudScene,
+    seed: int,
+    seconds: float,
+) -> Scene:
+    preset = _device(study.config.device)
+    return Scene(
+        model=preset.shape,
+        device=device_of(preset, study.config.conditions, seed, seconds),
+        link=link,
+        cloud=cloud,
+        jobs=jobs,
+        drafts=drafts_of(study.config.drafters, study.config.device, study.config.cloud),
+        objective=study.config.objective,
         seed=cell.seed,
     )
 
 
+def _check_asked(requests: int, config: StudyConfig) -> None:
+    if not requests:
+        raise InputError(f"nobody asks anything within {config.seconds:g} s", "make the world longer")
+
+
+def _crowd_facts(found: CrowdResult, seconds: float) -> dict[str, float]:
+    busy = found.busy_ratio[: math.ceil(seconds / found.sample_s)]
+    return {
+        "cloud busy %": 100.0 * sum(busy) / max(1, len(busy)),
+        "most waiting": float(max(found.waiting, default=0)),
+        "refused steps": float(found.refusals),
+        "expired steps": float(found.expired),
+    }
+
+
 def strategy_of(cell: Cell, facts: Facts, device: int = 0) -> Strategy:
     """A fresh strategy for one device, which draws by the seed of its world and its number."""
-    seed = int(np.random.SeedSequence([cell.seed, device]).generate_state(1)[0])
-    return make_strategy(cell.strategy.name, situation_facts=facts, seed=seed, options=dict(cell.strategy.options))
+    options = dict(cell.strategy.options)
+    seed = _of_device(cell.seed, device)
+    return make_strategy(cell.strategy.name, situation_facts=facts, seed=seed, options=options)
 
 
-def jobs_of(config: StudyConfig, workload: str, seed: int, cell: Cell) -> tuple[Job, ...]:
+def jobs_of(config: StudyConfig, cell: Cell, seed: int) -> tuple[Job, ...]:
     """What the user of one device asks, with the study's privacy and deadlines."""
-    asked = jobs(load_workload(workload), seed, seconds=config.seconds, count=config.requests)
-    if not asked:
-        raise InputError(f"nobody asks anything within {config.seconds:g} s", "make the world longer")
+    asked = jobs(_workload(cell.workload), seed, seconds=config.seconds, count=config.requests)
     return tuple(
         replace(
             job,
@@ -80,6 +157,11 @@ def jobs_of(config: StudyConfig, workload: str, seed: int, cell: Cell) -> tuple[
         )
         for job in asked
     )
+
+
+def _of_device(seed: int, device: int) -> int:
+    """A seed of its own for each device of a world."""
+    return int(np.random.SeedSequence([seed, device]).generate_state(1)[0])
 
 
 def device_of(preset: DevicePreset, conditions: Conditions, seed: int, seconds: float) -> DeviceScene:
@@ -97,23 +179,34 @@ def device_of(preset: DevicePreset, conditions: Conditions, seed: int, seconds: 
     )
 
 
-def cloud_of(config: StudyConfig, device: DevicePreset, seed: int, seconds: float) -> CloudScene:
+def cloud_of(config: StudyConfig, seed: int, seconds: float) -> CloudScene:
     """The cloud with the load of others."""
-    profile, conditions = cloud_preset(config.cloud).profile(device.model), config.conditions
+    profile, conditions = _cloud(config.cloud, _device(config.device).model), config.conditions
     if not conditions.cloud_load:
         return CloudScene(profile=profile, jitter=conditions.cloud_jitter)
     queue_s, slowdown = CloudLoad().courses(seed, seconds)
     return CloudScene(profile=profile, slowdown=slowdown, queue_s=queue_s, jitter=conditions.cloud_jitter)
 
 
-def drafts_of(config: StudyConfig, device: DevicePreset) -> dict[str, tuple[DraftStatistics, ...]]:
-    """The drafters that the study gives its device and its cloud, by genre."""
-    own = [name for name in config.drafters if name != cloud_mtp.NAME]
-    table = acceptance_table()
-    drafts = table.drafts(device.profile(), own) if own else {}
-    if cloud_mtp.NAME not in config.drafters:
+@lru_cache(maxsize=8)
+def drafts_of(names: tuple[str, ...], device: str, cloud: str) -> dict[str, tuple[DraftStatistics, ...]]:
+    """The drafters that a study gives its device and its cloud, by genre."""
+    own = [name for name in names if name != cloud_mtp.NAME]
+    preset, table = _device(device), acceptance_table()
+    drafts = table.drafts(preset.profile(), own) if own else {}
+    if cloud_mtp.NAME not in names:
         return drafts
-    return cloud_mtp.with_cloud_mtp(drafts, cloud_preset(config.cloud).profile(device.model), table.genres)
+    return cloud_mtp.with_cloud_mtp(drafts, _cloud(cloud, preset.model), table.genres)
+
+
+# Thousands of devices of a crowd are of one preset: its file is read once.
+_device = lru_cache(maxsize=8)(device_preset)
+_workload = lru_cache(maxsize=8)(load_workload)
+
+
+@lru_cache(maxsize=8)
+def _cloud(name: str, model: str) -> CloudProfile:
+    return cloud_preset(name).profile(model)
 
 
 def link_of(link: LinkEntry, folder: Path | None, seed: int, seconds: float) -> LinkScene:

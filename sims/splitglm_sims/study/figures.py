@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_LINES: Final = 8
-_SETTINGS: Final = {
+_SETTINGS: Final[dict[Any, Any]] = {
     "svg.hashsalt": "splitglm",
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -164,11 +164,13 @@ def _log_x(axes: Axes) -> None:
 
 def _svg(draw: Callable[[Figure], None], name: str, *, width: float, height: float) -> str:
     """What ``draw`` puts on a figure; ids carry ``name`` so that several figures fit into one document."""
-    from matplotlib import rc_context
+    from matplotlib import rc_context, rcdefaults, rcParams
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with rc_context(_SETTINGS):
+    with rc_context():
+        rcdefaults()  # whatever a matplotlibrc of this machine says
+        rcParams.update(_SETTINGS)
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
         draw(figure)

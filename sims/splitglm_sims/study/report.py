@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from splitglm_partitioner.typed_json import to_plain
 from splitglm_sims.study import figures, tables
+from splitglm_sims.study.columns import ARMS
 from splitglm_sims.study.goals import FIXED, GUARD, REGRET, Verdict, verdicts
 from splitglm_sims.study.statistics import Interval
 from splitglm_sims.study.store import Results, privacy_word
@@ -153,7 +154,7 @@ def _group_figures(prefix: str, group: Group) -> list[Figure]:
 
 
 def _plain_verdict(verdict: Verdict) -> dict[str, Any]:
-    plain = to_plain(verdict)
+    plain: dict[str, Any] = to_plain(verdict)
     return plain | {"measured": _plain_interval(verdict.measured), "worst_seed": _known(verdict.worst_seed)}
 
 
@@ -179,7 +180,7 @@ def _plain_strategy(one: StrategySummary) -> dict[str, Any]:
         "price": _known(one.price),
         "late": _known(one.late),
         "probe_share": _known(one.probe_share),
-        "arms": {arm.value: _known(share) for arm, share in zip(tables.ARMS, one.arms, strict=True)},
+        "arms": {arm.value: _known(share) for arm, share in zip(ARMS, one.arms, strict=True)},
         "drafted": _known(one.drafted),
         **{
             name: {"count": error.count, "median_abs": _known(error.median_abs), "bias": _known(error.bias)}

@@ -160,7 +160,7 @@ class Results:
         if folder.is_dir() and any(folder.iterdir()):
             raise InputError(f"{folder} is not empty and holds no study", "name another folder with --out")
         (folder / CELLS).mkdir(parents=True, exist_ok=True)
-        document = {"study": _plain_config(study.config), "made_by": to_plain(now)}
+        document = {"study": plain_config(study.config), "made_by": to_plain(now)}
         _write_whole(folder / STUDY_FILE, (json.dumps(document, indent=1, sort_keys=True) + "\n").encode())
         return cls(folder, study.config, now)
 
@@ -199,7 +199,7 @@ class Results:
             raise InputError(f"{self.folder} lacks the cell {cell.key}", "run the study again: it goes on") from None
 
 
-def _plain_config(config: StudyConfig) -> dict[str, Any]:
+def plain_config(config: StudyConfig) -> dict[str, Any]:
     plain: dict[str, Any] = to_plain(config)
     for entry, strategy in zip(plain["strategies"], config.strategies, strict=True):
         entry["options"] = dict(strategy.options)
