@@ -25,13 +25,15 @@ def account_in_words(stats: Stats, *, seed: int | None) -> str:
         ),
         (
             "speed",
-            f"TTFT {_seconds(stats.ttft_s)}, then {stats.tokens_per_s:.1f} tok/s, {_seconds(stats.total_s)} in all",
+            f"TTFT {_seconds(stats.ttft_s)}, then {stats.tokens_per_s:.1f} tok/s, {_seconds(stats.total_s)} in all\n"
+            f"(predicted: TTFT {_seconds(stats.predicted_ttft_s)}, then {_rate(stats.predicted_per_token_s)} tok/s)",
         ),
         ("bytes", f"{stats.bytes_up:,} up, {stats.bytes_down:,} down, {stats.round_trips} round trips"),
         ("stages", stages or "-"),
     ]
     if stats.round_trips:
         cloud = f"computed {_seconds(stats.cloud_compute_s)}, queued {_seconds(stats.cloud_queue_s)}"
+        cloud += f", swept {_seconds(stats.cloud_sweep_s)}"
         facts.append(("cloud", cloud + (f", {stats.reconnects} reconnects" if stats.reconnects else "")))
     if seed is not None:
         facts.append(("seed", str(seed)))
@@ -61,6 +63,10 @@ def account_as_json(
             "huge_pages": {"active": pages.active, "reason": pages.reason},
         },
     }
+
+
+def _rate(per_token_s: float) -> str:
+    return f"{1 / per_token_s:.1f}" if per_token_s > 0.0 else "-"
 
 
 def _seconds(value: float) -> str:

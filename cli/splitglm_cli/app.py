@@ -19,6 +19,7 @@ from splitglm_cli import (
     profile,
     ps,
     pull,
+    replay,
     rm,
     run,
     show,
@@ -66,6 +67,7 @@ app.command("run")(run.run)
 app.command("chat")(chat.chat)
 app.command("plan")(plan.plan)
 app.command("profile")(profile.profile)
+app.command("replay")(replay.replay)
 cloud_app.command("serve")(cloud_serve.serve)
 cloud_app.command("config")(cloud_config.config)
 cloud_app.callback(invoke_without_command=True)(_help_without_verb)

@@ -47,7 +47,9 @@ def chat(
     context: options.Context = 0,
     deadline: options.Deadline = None,
     criticality: options.CriticalityOption = "critical",
-    chunk: options.Chunk = 128,
+    objective: options.ObjectiveOption = None,
+    chunk: options.Chunk = None,
+    decision_log: options.DecisionLogOption = None,
     cloud: options.Cloud = None,
     cloud_key: options.CloudKey = None,
     trust_first_use: options.TrustFirstUse = False,
@@ -75,11 +77,14 @@ def chat(
         deadline=deadline,
         criticality=criticality,
         chunk=chunk,
+        objective=objective,
     )
     from splitglm_cli.opening import CloudOptions, open_agent
 
     where = CloudOptions(address=cloud, key=cloud_key, trust_first_use=trust_first_use, psk_file=psk_file).resolve()
-    with open_agent(model, where, precision=precision, threads=threads, context=context, quiet=quiet) as agent:
+    with open_agent(
+        model, where, precision=precision, threads=threads, context=context, quiet=quiet, decision_log=decision_log
+    ) as agent:
         if not quiet:
             _say(f"{model}; /help lists commands, Ctrl-D ends")
         _Talk(agent, wanted, system, quiet=quiet).loop()

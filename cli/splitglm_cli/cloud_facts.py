@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from splitglm_core.errors import ModelMismatch, ModelNotFound
 from splitglm_edge import CloudAddress
+from splitglm_edge.advice import LinkAdvice
 from splitglm_edge.connection import CloudConnection
 from splitglm_glm.opening import open_checkpoint
 from splitglm_glm.store import ModelStore
@@ -44,9 +45,10 @@ def cloud_facts(where: CloudAddress, model: str | None) -> dict[str, Any]:
 
 
 def _meet(where: CloudAddress, model: str, fingerprint: bytes) -> dict[str, Any]:
-    connection = CloudConnection(where, fingerprint)
+    advice = LinkAdvice()
+    connection = CloudConnection(where, fingerprint, advice)
     try:
-        link, estimate = connection.link(), connection.estimate()
+        link, estimate = connection.link(), advice.link()
         offer = link.manifest
         return {
             "address": where.address,

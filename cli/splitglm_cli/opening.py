@@ -72,7 +72,14 @@ def read_psk(path: Path | None) -> bytes | None:
 
 
 def open_agent(
-    model: str, cloud: CloudAddress | None, *, precision: Precision, threads: int, context: int = 0, quiet: bool = False
+    model: str,
+    cloud: CloudAddress | None,
+    *,
+    precision: Precision,
+    threads: int,
+    context: int = 0,
+    quiet: bool = False,
+    decision_log: Path | None = None,
 ) -> Agent:
     """An agent; what is built or measured on the way is shown on standard error."""
     from splitglm_edge import Agent
@@ -85,4 +92,5 @@ def open_agent(
             threads=threads,
             context=context,
             progress=building(progress, precision.value),
+            decision_log=decision_log,
         )

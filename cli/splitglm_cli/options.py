@@ -104,4 +104,30 @@ CriticalityOption = Annotated[
         help="How much the answer matters when the cloud cannot serve all; the last is refused first.",
     ),
 ]
-Chunk = Annotated[int, typer.Option("--chunk", min=1, help="Prompt positions per prefill step.")]
+Chunk = Annotated[
+    int | None,
+    typer.Option(
+        "--chunk",
+        min=1,
+        help="Prompt positions per prefill step. Default: the policy's of 32 to 256.",
+    ),
+]
+ObjectiveOption = Annotated[
+    str | None,
+    typer.Option(
+        "--objective",
+        envvar="SPLITGLM_OBJECTIVE",
+        metavar="NAME=WEIGHT,...",
+        help="What the policy minimises: latency (seconds in all), ttft (seconds to the first token), energy (joules "
+        "here; needs a stated power, see profile), cloud_cost (the cloud's price). Default: latency=1.",
+    ),
+]
+DecisionLogOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--decision-log",
+        metavar="FILE",
+        envvar="SPLITGLM_DECISION_LOG",
+        help="Append a line per answer: its decision, predicted and measured times; never text. For `replay`.",
+    ),
+]

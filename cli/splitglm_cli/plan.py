@@ -24,7 +24,8 @@ def plan(
     precision: options.PrecisionOption = Precision.INT8,
     threads: options.Threads = 0,
     deadline: options.Deadline = None,
-    chunk: options.Chunk = 128,
+    objective: options.ObjectiveOption = None,
+    chunk: options.Chunk = None,
     cloud: options.Cloud = None,
     cloud_key: options.CloudKey = None,
     trust_first_use: options.TrustFirstUse = False,
@@ -35,21 +36,26 @@ def plan(
 ) -> None:
     """Explain the plan for a request of this size without running it. With --cloud the link is measured."""
     from splitglm_cli.opening import CloudOptions, open_agent
+    from splitglm_cli.reply_options import chunk_options, parse_objective
     from splitglm_cli.split_option import SplitOption
 
     cut = SplitOption.parse(split)
+    weights = None if objective is None else parse_objective(objective)
     where = CloudOptions(address=cloud, key=cloud_key, trust_first_use=trust_first_use, psk_file=psk_file).resolve()
     from splitglm_partitioner import explain
     from splitglm_partitioner.request import Fixed, Request
 
     with open_agent(model, where, precision=precision, threads=threads, quiet=quiet) as agent:
-        given: dict[str, Any] = {} if codec is None else {"codecs": (codec,)}
+        given = chunk_options(chunk)
+        if codec is not None:
+            given["codecs"] = (codec,)
+        if weights is not None:
+            given["objective"] = weights
         request = Request(
             prompt_tokens=prompt_tokens,
             expected_new_tokens=new_tokens,
             privacy=privacy,
             deadline_s=deadline,
-            chunk_tokens=chunk,
             fixed=Fixed() if cut is None else cut.fixed(agent.checkpoint.config.shape.layers, privacy),
             **given,
         )

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
+
+import typer
 
 from splitglm_cli import options
+from splitglm_core.errors import InputError
 from splitglm_core.plan import Precision
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from splitglm_partitioner.power import PowerProfile
     from splitglm_partitioner.profiles import CloudProfile, DeviceProfile, LinkEstimate
 
 
@@ -19,6 +23,21 @@ def profile(
     model: options.Model,
     precision: options.PrecisionOption = Precision.INT8,
     threads: options.Threads = 0,
+    compute_watts: Annotated[
+        float | None, typer.Option("--compute-watts", min=0.0, help="Power of computing, above the idle device's.")
+    ] = None,
+    radio_watts: Annotated[
+        float | None, typer.Option("--radio-watts", min=0.0, help="Power of the radio while an answer uses the link.")
+    ] = None,
+    uplink_joules_per_mb: Annotated[
+        float | None, typer.Option("--uplink-joules-per-mb", min=0.0, help="On top of that, for 10^6 bytes up.")
+    ] = None,
+    downlink_joules_per_mb: Annotated[
+        float | None, typer.Option("--downlink-joules-per-mb", min=0.0, help="The same for 10^6 bytes down.")
+    ] = None,
+    measure_power: Annotated[
+        bool, typer.Option("--measure-power", help="Measure --compute-watts with the processor's own counters.")
+    ] = False,
     cloud: options.Cloud = None,
     cloud_key: options.CloudKey = None,
     trust_first_use: options.TrustFirstUse = False,
@@ -31,7 +50,11 @@ def profile(
     from splitglm_cli.opening import CloudOptions, open_agent
 
     where = CloudOptions(address=cloud, key=cloud_key, trust_first_use=trust_first_use, psk_file=psk_file).resolve()
-    device, path = _measure(model, precision, threads, quiet)
+    if measure_power and compute_watts is not None:
+        raise InputError("--measure-power and --compute-watts both say the power of computing", "leave one of them out")
+    joules = (uplink_joules_per_mb, downlink_joules_per_mb)
+    stated = _Stated(compute_watts, radio_watts, *(None if mb is None else 1e-6 * mb for mb in joules))
+    device, path = _measure(model, precision, threads, quiet, stated, measure_power=measure_power)
     document: dict[str, Any] = {"stored": str(path), "device": json.loads(device.to_json())}
     lines = _device_lines(device)
     if where is not None:
@@ -51,10 +74,46 @@ def profile(
         print(f"kept in {path}", file=sys.stderr)
 
 
-def _measure(model: str, precision: Precision, threads: int, quiet: bool) -> tuple[DeviceProfile, Path]:
+class _Stated(NamedTuple):
+    """What the command line says of the device's power; None is not said."""
+
+    compute_w: float | None
+    radio_w: float | None
+    uplink_j_per_byte: float | None
+    downlink_j_per_byte: float | None
+
+    def over(self, stored: PowerProfile | None) -> PowerProfile | None:
+        """With what was stored before where nothing is said. None when nothing was ever said.
+
+        Raises:
+            InputError: some of it is known and some is not: a guess would decide where answers are computed.
+        """
+        from splitglm_partitioner.power import PowerProfile
+
+        values = {name: getattr(stored, name, None) if said is None else said for name, said in self._asdict().items()}
+        missing = [_POWER_FLAGS[name] for name, value in values.items() if value is None]
+        if len(missing) == len(values):
+            return None
+        if missing:
+            raise InputError(f"the device's power lacks {', '.join(missing)}", "state all four; 0 where there is none")
+        return PowerProfile(**values)
+
+
+_POWER_FLAGS: Final = {
+    "compute_w": "--compute-watts",
+    "radio_w": "--radio-watts",
+    "uplink_j_per_byte": "--uplink-joules-per-mb",
+    "downlink_j_per_byte": "--downlink-joules-per-mb",
+}
+
+
+def _measure(
+    model: str, precision: Precision, threads: int, quiet: bool, stated: _Stated, *, measure_power: bool
+) -> tuple[DeviceProfile, Path]:
     from splitglm_cli.progress import building, shown_progress
     from splitglm_core.ranges import LayerRange
-    from splitglm_edge.probe import measure_device, profile_path, save_profile
+    from splitglm_edge.probe import decoding, load_profile, measure_device, profile_path, save_profile
+    from splitglm_edge.rapl import EnergyCounters, measured_watts
     from splitglm_glm.export.manifest import GraphsManifest
     from splitglm_glm.opening import open_checkpoint, open_stack
     from splitglm_glm.runtime import RuntimeOptions
@@ -63,6 +122,11 @@ def _measure(model: str, precision: Precision, threads: int, quiet: bool) -> tup
     store = ModelStore()
     checkpoint = open_checkpoint(model, store)
     options = RuntimeOptions(threads=threads)
+    path = profile_path(store.root, checkpoint.fingerprint, precision, options.thread_count)
+    before = load_profile(path)
+    stored = None if before is None else before.power
+    counters = EnergyCounters() if measure_power else None  # before anything takes long: there may be none
+    power = (stated._replace(compute_w=0.0) if measure_power else stated).over(stored)
     with shown_progress(quiet=quiet) as progress:
         stack = open_stack(
             checkpoint,
@@ -75,8 +139,11 @@ def _measure(model: str, precision: Precision, threads: int, quiet: bool) -> tup
             progress=building(progress, precision.value),
         )
     graphs = store.graphs_dir(checkpoint.directory, precision)
-    device = measure_device(checkpoint, stack, GraphsManifest.open(graphs, checkpoint.fingerprint, precision))
-    path = profile_path(store.root, checkpoint.fingerprint, precision, options.thread_count)
+    if counters is not None:
+        layers = LayerRange(0, checkpoint.config.shape.layers)
+        power = stated._replace(compute_w=measured_watts(counters, decoding(stack, layers))).over(stored)
+    manifest = GraphsManifest.open(graphs, checkpoint.fingerprint, precision)
+    device = measure_device(checkpoint, stack, manifest, power=power)
     save_profile(device, path)
     return device, path
 
@@ -95,7 +162,23 @@ def _device_lines(device: DeviceProfile) -> list[tuple[str, str]]:
         ("decode", f"{1 / token_s:.1f} tok/s; {1e6 * layer_s:.0f} us a layer, {1e6 * here.head_s:.0f} us the head"),
         ("prefill", prefill),
         ("codecs", f"{codecs} per hidden state"),
+        ("sealing", _sealing(device)),
+        ("power", _power(device)),
     ]
+
+
+def _sealing(device: DeviceProfile) -> str:
+    if device.seal_s_per_byte is None or device.seal_s_per_record is None:
+        return "not measured"
+    return f"{1e6 * device.seal_s_per_record:.1f} us a record, {1e9 * device.seal_s_per_byte:.2f} us a kilobyte"
+
+
+def _power(device: DeviceProfile) -> str:
+    power = device.power
+    if power is None:
+        return "not stated; energy cannot be weighed"
+    up, down = 1e6 * power.uplink_j_per_byte, 1e6 * power.downlink_j_per_byte
+    return f"computing {power.compute_w:g} W, radio {power.radio_w:g} W, {up:g} J/MB up, {down:g} J/MB down"
 
 
 def _link_lines(link: LinkEstimate, cloud: CloudProfile) -> list[tuple[str, str]]:

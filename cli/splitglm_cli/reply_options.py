@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from splitglm_cli.options import CRITICALITIES
 from splitglm_cli.split_option import SplitOption
@@ -15,6 +15,11 @@ from splitglm_core.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from splitglm_edge import Agent
+    from splitglm_partitioner.request import Objective
+
+CHUNKS: Final = (32, 64, 256)
+"""Sizes that the policy may take instead of 128."""
+OBJECTIVES: Final = ("latency", "ttft", "energy", "cloud_cost")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +40,8 @@ class ReplyOptions:
     codec: Codec | None
     deadline_s: float | None
     criticality: Criticality
-    chunk_tokens: int
+    chunk: int | None
+    objective: str | None
 
     @classmethod
     def make(
@@ -56,9 +62,12 @@ class ReplyOptions:
         codec: Codec | None,
         deadline: float | None,
         criticality: str = "critical",
-        chunk: int,
+        chunk: int | None,
+        objective: str | None = None,
     ) -> ReplyOptions:
         """Raises ``InputError`` for anything out of range."""
+        if objective is not None:
+            objective_weights(objective)
         if temperature != 0.0 and seed is None:
             seed = secrets.randbits(63)
         sampling = SamplingParams(
@@ -81,7 +90,8 @@ class ReplyOptions:
             codec=codec,
             deadline_s=deadline,
             criticality=parse_criticality(criticality),
-            chunk_tokens=chunk,
+            chunk=chunk,
+            objective=objective,
         )
 
     def for_agent(self, agent: Agent) -> dict[str, Any]:
@@ -98,13 +108,47 @@ class ReplyOptions:
             "privacy": self.privacy,
             "deadline_s": self.deadline_s,
             "criticality": self.criticality,
-            "chunk_tokens": self.chunk_tokens,
-        }
+        } | chunk_options(self.chunk)
+        if self.objective is not None:
+            given["objective"] = parse_objective(self.objective)
         if self.split is not None:
             given["fixed"] = self.split.fixed(agent.checkpoint.config.shape.layers, self.privacy)
         if self.codec is not None:
             given["codecs"] = (self.codec,)
         return given
+
+
+def chunk_options(chunk: int | None) -> dict[str, Any]:
+    """``chunk_tokens`` and ``chunks`` of a request: the size that was given, or the policy's choice."""
+    return {"chunks": CHUNKS} if chunk is None else {"chunk_tokens": chunk, "chunks": ()}
+
+
+def objective_weights(text: str) -> dict[str, float]:
+    """The weights named in ``latency=1,ttft=0.5``; what is not named weighs nothing.
+
+    Raises:
+        InputError: malformed, unknown, named twice or not a number.
+    """
+    weights: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or name not in OBJECTIVES or name in weights:
+            raise InputError(
+                f"--objective {part.strip()[:40]!r} is not NAME=WEIGHT, or names one twice",
+                f"write for example latency=1,ttft=0.5; names are {', '.join(OBJECTIVES)}",
+            )
+        try:
+            weights[name] = float(value)
+        except ValueError:
+            raise InputError(f"--objective: {value[:40]!r} is not a number", "write for example latency=1") from None
+    return weights
+
+
+def parse_objective(text: str) -> Objective:
+    """The objective of ``objective_weights``. Raises what that raises, and ``InputError`` for weights out of range."""
+    from splitglm_partitioner.request import Objective
+
+    return Objective(**({"latency": 0.0} | objective_weights(text)))
 
 
 def parse_criticality(text: str) -> Criticality:

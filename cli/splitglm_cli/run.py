@@ -41,7 +41,9 @@ def run(
     context: options.Context = 0,
     deadline: options.Deadline = None,
     criticality: options.CriticalityOption = "critical",
-    chunk: options.Chunk = 128,
+    objective: options.ObjectiveOption = None,
+    chunk: options.Chunk = None,
+    decision_log: options.DecisionLogOption = None,
     cloud: options.Cloud = None,
     cloud_key: options.CloudKey = None,
     trust_first_use: options.TrustFirstUse = False,
@@ -70,6 +72,7 @@ def run(
         deadline=deadline,
         criticality=criticality,
         chunk=chunk,
+        objective=objective,
     )
     if raw and system is not None:
         raise InputError("--raw sends the prompt as it is, so there is no place for --system", "leave one of them out")
@@ -83,7 +86,9 @@ def run(
     from splitglm_cli.terminal import printable
     from splitglm_glm.chat import Message
 
-    with open_agent(model, where, precision=precision, threads=threads, context=context, quiet=quiet) as agent:
+    with open_agent(
+        model, where, precision=precision, threads=threads, context=context, quiet=quiet, decision_log=decision_log
+    ) as agent:
         asked: str | list[Message] = text
         if system is not None:
             asked = [Message(role="system", content=system), Message(role="user", content=text)]

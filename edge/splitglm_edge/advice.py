@@ -9,15 +9,56 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from splitglm_core.shapes import ModelShape
 from splitglm_partitioner.advisor import Advisor
 from splitglm_partitioner.governor import Vitals
-from splitglm_partitioner.link_estimator import ORDINARY_LINK, Probing
+from splitglm_partitioner.link_estimator import ORDINARY_LINK, LinkEstimator, Probing
 from splitglm_partitioner.observations import Observation, ReplyEnded
 from splitglm_partitioner.policy import Decision
 from splitglm_partitioner.profiles import CloudProfile, DeviceProfile, LinkEstimate
 from splitglm_partitioner.request import Request
+
+
+class Listener(Protocol):
+    """What a connection tells, and asks."""
+
+    @property
+    def now_s(self) -> Callable[[], float]:
+        """The clock that observations are stamped with."""
+
+    @property
+    def profile(self) -> CloudProfile | None:
+        """The cloud's own figures as of the newest handshake; None before the first."""
+
+    def connected(self, profile: CloudProfile) -> None:
+        """A manifest arrived, on a new connection."""
+
+    def observe(self, observation: Observation) -> None: ...
+
+    def link(self) -> LinkEstimate:
+        """The link as estimated now."""
+
+
+class LinkAdvice:
+    """For who only looks at a link, without a model or a plan. Used from one thread."""
+
+    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
+        self.now_s = now_s
+        self.profile: CloudProfile | None = None
+        self._links = LinkEstimator()
+
+    def connected(self, profile: CloudProfile) -> None:
+        """A manifest arrived, on a new connection."""
+        self.profile = profile
+
+    def observe(self, observation: Observation) -> None:
+        self._links.observe(observation)
+
+    def link(self) -> LinkEstimate:
+        """The link as estimated now."""
+        return self._links.estimate(self.now_s())
 
 
 class Advice:

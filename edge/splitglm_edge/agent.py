@@ -42,7 +42,7 @@ from splitglm_glm.tokenizer import GlmTokenizer
 from splitglm_partitioner.decision import Decision
 from splitglm_partitioner.link_estimator import Probing
 from splitglm_partitioner.profiles import CloudProfile, DeviceProfile, LinkEstimate
-from splitglm_partitioner.request import Fixed, Objective, Request
+from splitglm_partitioner.request import MAX_CHUNKS, Fixed, Objective, Request
 from splitglm_wire.limits import MAX_ROWS
 
 _SETTLE_S = 2.0
@@ -174,6 +174,7 @@ class Agent:
         deadline_s: float | None = None,
         criticality: Criticality = Criticality.CRITICAL,
         chunk_tokens: int = 128,
+        chunks: tuple[int, ...] = (),
         genre: str = "",
         conversation: Conversation | None = None,
     ) -> Generation:
@@ -191,6 +192,7 @@ class Agent:
             deadline_s: bound on the whole reply.
             criticality: how much it matters when the cloud cannot serve all.
             chunk_tokens: prompt positions per prefill step, 4096 at most.
+            chunks: other sizes that the policy may take instead.
             genre: what kind of text this is, in the caller's own words (chat, code, summary): the length of answers
                 and what drafters achieve are learnt for each apart. It stays on this device.
             conversation: one of ``new_conversation``; keeps caches between replies.
@@ -228,6 +230,7 @@ class Agent:
                 objective=objective or Objective(),
                 codecs=codecs,
                 chunk_tokens=min(chunk_tokens, MAX_ROWS),
+                chunks=tuple(size for size in chunks if len(ids) + done_tokens <= MAX_CHUNKS * size),
                 fixed=fixed,
                 warm=warm_for(talk, ids),
             )

@@ -14,7 +14,7 @@ from pathlib import Path
 import platformdirs
 
 from splitglm_core.errors import InputError, LinkError, ProtocolError
-from splitglm_edge.advice import Advice
+from splitglm_edge.advice import Listener
 from splitglm_edge.link import CloudLink
 from splitglm_edge.timeouts import Timeouts
 from splitglm_edge.watching import StepWatch
@@ -58,7 +58,7 @@ class CloudConnection:
     """Connects on demand, probes the link, and connects anew when the link is gone. Thread-safe."""
 
     def __init__(
-        self, where: CloudAddress, fingerprint: bytes, advice: Advice, *, timeouts: Timeouts | None = None
+        self, where: CloudAddress, fingerprint: bytes, advice: Listener, *, timeouts: Timeouts | None = None
     ) -> None:
         self._where = where
         self._fingerprint = fingerprint

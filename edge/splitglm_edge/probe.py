@@ -6,7 +6,9 @@ import json
 import os
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import psutil
@@ -21,9 +23,14 @@ from splitglm_glm.measure import measure
 from splitglm_glm.stack import LayerStack
 from splitglm_glm.store import ModelStore
 from splitglm_partitioner.layer_times import LayerTimes, PrefillPoint
+from splitglm_partitioner.power import PowerProfile
 from splitglm_partitioner.profiles import CodecTime, DeviceProfile, PrecisionProfile
+from splitglm_security.channel import Channel
 from splitglm_wire import codec
+from splitglm_wire.limits import FRAME_ALIGN
 
+_SEALED_BYTES = 256 << 10
+"""Of the larger record whose sealing is timed: a chunk of a prompt."""
 _BEYOND_CACHE_BYTES = 128 << 20
 """Weights that a timed pass must read: fewer layers would be timed out of the processor's cache, too fast."""
 
@@ -56,10 +63,16 @@ def load_profile(path: Path) -> DeviceProfile | None:
         return None
 
 
-def measure_device(checkpoint: Checkpoint, stack: LayerStack, manifest: GraphsManifest) -> DeviceProfile:
-    """Time enough layers to leave the processor's cache, embedding, head and codecs. About a second for a small model.
+def measure_device(
+    checkpoint: Checkpoint, stack: LayerStack, manifest: GraphsManifest, *, power: PowerProfile | None = None
+) -> DeviceProfile:
+    """Time enough layers to leave the processor's cache, embedding, head, codecs and sealing. About a second for a
+    small model.
 
     The graphs of those layers must exist; parts that were not loaded before are unloaded again.
+
+    Args:
+        power: as its owner states it, or as it was measured; it is kept in the profile.
     """
     shape = checkpoint.config.shape
     layer_bytes = manifest.weight_bytes(layer_part(0))
@@ -91,6 +104,7 @@ def measure_device(checkpoint: Checkpoint, stack: LayerStack, manifest: GraphsMa
         embedding_weight_bytes=manifest.weight_bytes(EMBEDDING),
         head_weight_bytes=manifest.weight_bytes(HEAD),
     )
+    seal_s_per_byte, seal_s_per_record = seal_seconds()
     return DeviceProfile(
         layers=shape.layers,
         precision=stack.precision,
@@ -99,6 +113,9 @@ def measure_device(checkpoint: Checkpoint, stack: LayerStack, manifest: GraphsMa
         kv_bytes_per_token_per_layer=shape.kv_bytes_per_token(layers=1),
         max_layers=shape.layers,
         codecs=tuple(CodecTime(codec=kind, s_per_token=_codec_seconds(kind, shape)) for kind in Codec),
+        seal_s_per_byte=seal_s_per_byte,
+        seal_s_per_record=seal_s_per_record,
+        power=power,
     )
 
 
@@ -107,6 +124,39 @@ def save_profile(profile: DeviceProfile, path: Path) -> None:
     staged = path.with_suffix(f".{os.getpid()}.tmp")
     staged.write_text(profile.to_json(), encoding="utf-8")
     staged.replace(path)
+
+
+def seal_seconds(repetitions: int = 15) -> tuple[float, float]:
+    """Seconds to seal, and likewise to open, a byte and a record, with the channel that links use."""
+    keys = (bytes(range(32)), bytes(range(32, 64)))
+    ends = [Channel(initiator=side, keys=keys, handshake_hash=bytes(32), prologue=b"probe") for side in (True, False)]
+    small_s, large_s = (_exchange_seconds(*ends, size, repetitions) for size in (FRAME_ALIGN, _SEALED_BYTES))
+    per_byte_s = max(0.0, large_s - small_s) / (_SEALED_BYTES - FRAME_ALIGN)
+    return float(f"{per_byte_s:.3g}"), float(f"{max(0.0, small_s - FRAME_ALIGN * per_byte_s):.3g}")
+
+
+def _exchange_seconds(sender: Channel, receiver: Channel, size: int, repetitions: int) -> float:
+    """Half of sealing and opening one record."""
+    text, seconds = bytes(size), []
+    for _ in range(repetitions):
+        started_s = time.perf_counter()
+        receiver.open(sender.seal(text))
+        seconds.append((time.perf_counter() - started_s) / 2)
+    return median(seconds)
+
+
+def decoding(stack: LayerStack, layers: LayerRange) -> Callable[[], None]:
+    """One decode pass through ``layers`` per call, as in a reply: the work whose power is measured."""
+    room = 512
+    cache = stack.new_cache(layers, room)
+
+    def one_pass() -> None:
+        if cache.length >= room:
+            cache.truncate(0)
+        stack.forward(stack.embed(np.zeros(1, np.int64)), cache, layers)
+
+    one_pass()  # what is loaded late is loaded now
+    return one_pass
 
 
 def _codec_seconds(kind: Codec, shape: ModelShape, tokens: int = 32) -> float:

@@ -1,0 +1,147 @@
+"""``splitglm replay``: decisions recomputed from a decision log, and how far its predictions were off."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any, Final
+
+import typer
+
+from splitglm_cli import options
+from splitglm_core.errors import InputError, NoFeasiblePlan
+
+_SHOWN: Final = 10
+"""Decisions that differ, in words; all are in the JSON document."""
+_BYTES: Final = ("uplink_bytes", "downlink_bytes")
+
+
+@dataclass(slots=True)
+class _Term:
+    """A term's pairs of what was predicted and what was measured."""
+
+    predicted: list[float] = field(default_factory=list)
+    measured: list[float] = field(default_factory=list)
+
+    def summary(self) -> dict[str, Any]:
+        """Medians, and the error relative to what was measured: its median and its 90th percentile, None for zeros."""
+        pairs = zip(self.predicted, self.measured, strict=True)
+        errors = sorted(abs(p - m) / abs(m) for p, m in pairs if m)
+        return {
+            "replies": len(self.measured),
+            "predicted": median(self.predicted),
+            "measured": median(self.measured),
+            "error": median(errors) if errors else None,
+            "error_p90": errors[min(len(errors) - 1, int(0.9 * len(errors)))] if errors else None,
+        }
+
+
+@dataclass(slots=True)
+class _Report:
+    decisions: int = 0
+    comparable: int = 0
+    different: list[str] = field(default_factory=list)
+    terms: dict[str, _Term] = field(default_factory=dict)
+
+    def take(self, number: int, line: dict[str, Any]) -> None:
+        """One line of the log."""
+        self.decisions += 1
+        difference = _difference(line["decision"])
+        if difference is not None:
+            self.different.append(f"decision {number}: {difference}")
+        if not line["comparable"]:
+            return
+        self.comparable += 1
+        for name in line["predicted"].keys() & line["measured"].keys():
+            term = self.terms.setdefault(name, _Term())
+            term.predicted.append(float(line["predicted"][name]))
+            term.measured.append(float(line["measured"][name]))
+
+
+def replay(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What --decision-log wrote.")],
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Recompute every decision of FILE, and compare what was predicted with what was measured. Runs nothing."""
+    from splitglm_edge.decision_log import read_lines
+
+    report = _read(read_lines(file))
+    if not report.decisions:
+        raise InputError(f"{file} holds no decision", "name a file that --decision-log wrote")
+    terms = {name: report.terms[name].summary() for name in sorted(report.terms, key=_order)}
+    if as_json:
+        document = {
+            "decisions": report.decisions,
+            "reproduced": report.decisions - len(report.different),
+            "different": report.different,
+            "comparable": report.comparable,
+            "terms": terms,
+        }
+        print(json.dumps(document), flush=True)
+    else:
+        same = report.decisions - len(report.different)
+        print(f"{same} of {report.decisions} decisions come out the same; {report.comparable} replies are comparable")
+        for text in report.different[:_SHOWN]:
+            print(text)
+        if terms:
+            print()
+            print(_table(terms), flush=True)
+    if report.different:
+        raise InputError(
+            f"{len(report.different)} of {report.decisions} decisions do not come out the same",
+            "the log is of another release, or was changed",
+        )
+
+
+def _read(lines: Iterable[dict[str, Any]]) -> _Report:
+    report = _Report()
+    for number, line in enumerate(lines, 1):
+        report.take(number, line)
+    return report
+
+
+def _difference(recorded: str) -> str | None:
+    """What is not as recorded, in words; None when the decision comes out the same."""
+    from splitglm_partitioner.decision_log import replay as recompute
+    from splitglm_partitioner.typed_json import to_plain
+
+    try:
+        decision = recompute(recorded)
+    except (InputError, NoFeasiblePlan) as error:
+        return error.what
+    before = json.loads(recorded)
+    if before["plan"] != json.loads(json.dumps(to_plain(decision.plan))):
+        return f"now {decision.plan}"
+    if before["value"] != decision.value or before["why"] != decision.why:
+        return f"the same plan for another reason: {decision.why}, value {decision.value:.6g}"
+    return None
+
+
+def _order(term: str) -> tuple[bool, str]:
+    """What a user waits for first, then the parts of it."""
+    return term not in ("ttft_s", "per_token_s", "total_s"), term
+
+
+def _table(terms: dict[str, dict[str, Any]]) -> str:
+    rows = [("term", "replies", "predicted", "measured", "error", "p90")]
+    for name, of in terms.items():
+        shown = (_amount(name, of["predicted"]), _amount(name, of["measured"]), _share(of["error"]))
+        rows.append((name.removesuffix("_s"), str(of["replies"]), *shown, _share(of["error_p90"])))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _amount(term: str, value: float) -> str:
+    if term in _BYTES:
+        return f"{value:,.0f} B"
+    if not term.endswith("_s"):
+        return f"{value:.4g}"
+    return f"{value:.3g} s" if value >= 1.0 else f"{1e3 * value:.3g} ms"
+
+
+def _share(error: float | None) -> str:
+    return "-" if error is None else f"{100 * error:.1f} %"
