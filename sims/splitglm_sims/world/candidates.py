@@ -2,8 +2,8 @@
 
 Every layer emits the same width, so the cost of a plan is near-linear in its cut and the best cut of an arm lies at an
 end of the allowed range (the fact that makes the policy's answers explainable; DESIGN 2). So of each arm, tail and
-codec the lowest, the middle and the highest allowed cut are tried, the plan of an open session, and each with each
-drafter at the length that yields most tokens per second, one less and one more.
+codec the lowest, the middle and the highest allowed cut are tried, and the plan of an open session. Drafts are tried at
+the length that yields most tokens per second, one less and one more.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from splitglm_partitioner.request import Situation
 
 
 def candidates(situation: Situation) -> tuple[SplitPlan, ...]:
-    """Plans worth trying, without repetition. With drafts where the situation has drafters; see ``drafted``."""
+    """Plans worth trying, without repetition and without drafts."""
     allowed = enumerate_arms(situation)
     plans: dict[SplitPlan, None] = {}
     for block in allowed.blocks:
@@ -37,15 +37,16 @@ def _inside(plan: SplitPlan, block: Block) -> bool:
 
 
 def drafted(plan: SplitPlan, drafters: Iterable[DraftStatistics], round_s: dict[int, float]) -> tuple[SplitPlan, ...]:
-    """``plan`` with each drafter that can serve it, at its best length and the two beside it.
+    """``plan``, cut as late as the drafter needs, with each drafter of its arm at its best length and the two beside it.
 
     Args:
         round_s: by rows (1 is no draft), the seconds of a round without its drafting.
     """
     plans = []
     for drafter in drafters:
-        if plan.arm not in drafter.arms or plan.s < drafter.front_layers:
+        if plan.arm not in drafter.arms or plan.t <= drafter.front_layers:
             continue
+        fitting = replace(plan, s=max(plan.s, drafter.front_layers))
         longest = len(drafter.survival)
 
         def pace(length: int, drafter: DraftStatistics = drafter) -> float:
@@ -54,7 +55,7 @@ def drafted(plan: SplitPlan, drafters: Iterable[DraftStatistics], round_s: dict[
 
         best = max(range(1, longest + 1), key=pace)
         plans += [
-            replace(plan, drafter=drafter.name, draft_tokens=length)
+            replace(fitting, drafter=drafter.name, draft_tokens=length)
             for length in range(max(1, best - 1), min(longest, best + 1) + 1)
         ]
     return tuple(plans)

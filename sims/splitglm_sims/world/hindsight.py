@@ -1,14 +1,11 @@
-"""The best plan of a job in hindsight: every candidate is run where the device stands
-
-Also how a clairvoyant strategy finds its plan: by ``plans_worth_trying`` and ``Task.foresee``.
-"""
+"""The best plan of a job in hindsight: every candidate is run where the device stands"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from splitglm_core.errors import InternalError
-from splitglm_core.plan import Arm, SplitPlan
+from splitglm_core.plan import Arm, Codec, SplitPlan
 from splitglm_partitioner.drafts import DraftStatistics
 from splitglm_partitioner.lanes import TOKEN_BYTES
 from splitglm_partitioner.request import Situation
@@ -17,34 +14,37 @@ from splitglm_sims.world.effort import Effort
 from splitglm_sims.world.trial import Trial
 
 
-def plans_worth_trying(situation: Situation) -> tuple[SplitPlan, ...]:
-    """``candidates``, and these with drafts.
-
-    A drafter's best length is found for the link as first probed; its two neighbours are tried too.
-    """
-    plans = candidates(situation)
-    if not situation.drafts or situation.cloud is None or situation.link is None:
-        return plans
-    longest = max(len(drafter.survival) for drafter in situation.drafts)
-    out = list(plans)
-    for plan in plans:
-        if plan.arm is not Arm.DEVICE:
-            effort = Effort(plan, situation.model, situation.device, situation.cloud)
-            for drafter in situation.drafts:
-                out += drafted(plan, (drafter,), _round_seconds(effort, situation, drafter, longest))
-    return tuple(out)
-
-
 def best_of(situation: Situation, attempt: Callable[[SplitPlan], Trial]) -> tuple[SplitPlan, Trial]:
-    """The candidate of lowest value; the first of equals."""
-    best: tuple[SplitPlan, Trial] | None = None
-    for plan in plans_worth_trying(situation):
-        trial = attempt(plan)
-        if best is None or trial.value < best[1].value:
-            best = plan, trial
-    if best is None:
+    """The plan of lowest value among ``candidates`` and, of each arm and codec, the best of them with drafts.
+
+    The first of equals. A drafter's best length is that on the link as first probed; its two neighbours are tried too.
+
+    Raises:
+        InternalError: no plan is allowed.
+    """
+    kinds: dict[tuple[Arm, Codec], tuple[SplitPlan, Trial]] = {}
+    for plan in candidates(situation):
+        trial, kind = attempt(plan), (plan.arm, plan.codec)
+        if kind not in kinds or trial.value < kinds[kind][1].value:
+            kinds[kind] = plan, trial
+    tried = list(kinds.values())
+    for plain, _ in kinds.values():
+        tried += [(plan, attempt(plan)) for plan in with_drafts(plain, situation)]
+    if not tried:
         raise InternalError("no plan is allowed for a job, not even on the device alone")
-    return best
+    return min(tried, key=lambda pair: pair[1].value)
+
+
+def with_drafts(plan: SplitPlan, situation: Situation) -> tuple[SplitPlan, ...]:
+    """``plan`` with each of the situation's drafters that can serve it, at three lengths each."""
+    if plan.arm is Arm.DEVICE or situation.cloud is None or not situation.drafts:
+        return ()
+    longest = max(len(drafter.survival) for drafter in situation.drafts)
+    effort = Effort(plan, situation.model, situation.device, situation.cloud)
+    out: list[SplitPlan] = []
+    for drafter in situation.drafts:
+        out += drafted(plan, (drafter,), _round_seconds(effort, situation, drafter, longest))
+    return tuple(out)
 
 
 def _round_seconds(effort: Effort, situation: Situation, drafter: DraftStatistics, longest: int) -> dict[int, float]:

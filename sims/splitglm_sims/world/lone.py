@@ -66,10 +66,14 @@ def _device(
         start_s = env.now
         draws, account = handset.draws(index), Account(start_s, told=[])
         situation = handset.situation(index)
-        best_plan, best = None, None
-        if compare:
-            best_plan, best = best_of(situation, candidates_tried(handset, index, situation, start_s))
+        attempt = candidates_tried(handset, index, situation, start_s) if compare else None
         plan, probed_s = decided(handset, strategy, index, situation, account, draws, start_s)
+        best_plan, best = None, None
+        if attempt is not None:
+            best_plan, best = best_of(situation, attempt)
+            own = attempt(plan)
+            if own.value < best.value:
+                best_plan, best = plan, own
         trial = run_trial(
             handset,
             index,
