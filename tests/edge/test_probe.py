@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,12 @@ import pytest
 from splitglm_core.plan import Codec, Precision
 from splitglm_core.ranges import LayerRange
 from splitglm_edge import Agent
-from splitglm_edge.probe import load_profile, measure_device, profile_path, save_profile
+from splitglm_edge.probe import decoding, load_profile, measure_device, profile_path, save_profile
 from splitglm_glm.export.manifest import GraphsManifest
 from splitglm_glm.opening import open_checkpoint, open_stack
 from splitglm_glm.runtime import RuntimeOptions
 from splitglm_glm.store import ModelStore
+from splitglm_partitioner.power import PowerProfile
 
 
 def test_a_measurement_knows_every_layer_and_codec_and_unloads_what_it_loaded(model: Path, home: Path) -> None:
@@ -35,7 +37,9 @@ def test_a_measurement_knows_every_layer_and_codec_and_unloads_what_it_loaded(mo
     assert all(seconds > 0 for seconds in here.times.decode_s) and here.head_s > 0 and here.embed_s > 0
     assert {time.codec for time in profile.codecs} == set(Codec)
     assert all(time.s_per_token > 0 for time in profile.codecs)
-    assert profile.memory_bytes_free > 1 << 20
+    assert profile.memory_bytes_free > 1 << 20 and profile.power is None
+    assert profile.seal_s_per_byte is not None and 0.0 < profile.seal_s_per_byte < 1e-7
+    assert profile.seal_s_per_record is not None and 0.0 < profile.seal_s_per_record < 1e-3
     assert here.layer_weight_bytes == manifest.weight_bytes("layer-000")
 
 
@@ -49,6 +53,29 @@ def test_a_profile_is_kept_and_read_with_the_memory_that_is_free_now(agent: Agen
     assert loaded is not None and loaded.memory_bytes_free > 1 << 20
     assert loaded.precisions == agent.profile.precisions and loaded.codecs == agent.profile.codecs
     assert [file.name for file in path.parent.iterdir()] == ["profile.json"]  # no staged file stays
+
+
+def test_a_profile_of_an_older_release_is_measured_again(agent: Agent, tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    save_profile(agent.profile, path)
+    raw = json.loads(path.read_text())
+    del raw["seal_s_per_byte"]
+    path.write_text(json.dumps(raw))
+    assert load_profile(path) is None
+
+
+def test_a_stated_power_is_kept(agent: Agent, tmp_path: Path) -> None:
+    power = PowerProfile(compute_w=3.0, radio_w=0.5, uplink_j_per_byte=1e-6, downlink_j_per_byte=5e-7)
+    path = tmp_path / "profile.json"
+    save_profile(replace(agent.profile, power=power), path)
+    loaded = load_profile(path)
+    assert loaded is not None and loaded.power == power
+
+
+def test_a_pass_of_the_work_whose_power_is_measured_is_a_decode_pass(agent: Agent) -> None:
+    one_pass = decoding(agent._stack, LayerRange(0, 4))
+    for _ in range(600):  # longer than its cache
+        one_pass()
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", "null", "3", '{"layers": 4}', '{"memory_bytes_free": 1, "x": []}'])

@@ -1,0 +1,138 @@
+"""Predicted against actual: kept for every reply, logged, and never in a reply's way."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from running_cloud import RunningCloud, open_agent
+
+from splitglm_core.errors import DeviceError, InputError
+from splitglm_edge import Agent, Generation
+from splitglm_edge.decision_log import DecisionLog, read_lines
+from splitglm_edge.predictions import KEPT
+from splitglm_partitioner.decision_log import replay
+from splitglm_partitioner.observations import ReplyEnded
+
+Ask = Callable[..., Generation]
+
+
+@pytest.mark.parametrize("arm", ["device", "cloud", "split", "ushape"])
+def test_every_reply_is_kept_with_both_sides_of_every_term(agent: Agent, ask: Ask, arm: str) -> None:
+    before = len(agent.predictions())
+    generation = ask(agent, arm)
+    generation.result()
+    *_, newest = agent.predictions()
+    assert len(agent.predictions()) == min(before + 1, KEPT)
+    assert newest.comparable and newest.new_tokens == 40 and newest.finish == "length"
+    assert generation.stats is not None and newest.decision.plan == generation.stats.plan
+    assert newest.predicted.keys() == newest.measured.keys() >= {"ttft_s", "per_token_s", "total_s"}
+    assert ("queue_s" in newest.measured) == ("sweep_s" in newest.measured) == (arm != "device")
+    assert ("front_s" in newest.measured) == (arm != "cloud")
+    assert 0.0 < newest.measured["ttft_s"] <= generation.stats.ttft_s
+    if arm != "device":  # payload of 40 prompt rows and 39 steps, exactly as the model counts it
+        assert newest.measured["uplink_bytes"] == newest.predicted["uplink_bytes"]
+
+
+def test_a_reply_teaches_what_answers_of_its_genre_are_like(
+    agent: Agent, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[ReplyEnded] = []
+    tell = agent._advice.ended
+    monkeypatch.setattr(agent._advice, "ended", lambda decision, it: (tell(decision, it), ended.append(it)))
+    for _ in range(4):
+        ask(agent, "device", genre="terse", max_tokens=3).result()
+    assert [(it.genre, it.outcome.new_tokens, it.max_new_tokens) for it in ended] == [("terse", 3, 3)] * 4
+    assert agent._advice.expected_new_tokens("terse", 1000) >= 3
+    request = ask(agent, "device", ignore_eos=False, genre="terse", max_tokens=3)._reply._prepare(
+        0, None, use_cloud=True
+    )
+    assert request.decision.situation.request.max_new_tokens == 3
+
+
+def test_a_reply_that_was_stopped_or_replanned_teaches_nothing(
+    agent: Agent, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent._advice, "ended", lambda *_: pytest.fail("told"))
+    generation = ask(agent, "device")
+    next(generation)
+    generation.close()
+    newest = agent.predictions()[-1]
+    assert (newest.finish, newest.comparable) == ("cancelled", False) and newest.measured["ttft_s"] > 0.0
+
+
+def test_what_the_reader_takes_is_not_the_plans_time(agent: Agent, ask: Ask) -> None:
+    generation = ask(agent, "device", max_tokens=4)
+    pause = threading.Event()
+    for _ in generation:
+        pause.wait(0.2)  # a reader who thinks
+    assert generation.stats is not None and generation.stats.total_s > 0.2
+    assert agent.predictions()[-1].measured["total_s"] < 0.15
+
+
+def test_a_log_line_recomputes_its_decision_and_holds_no_text(
+    model: Path, home: Path, cloud: RunningCloud, ask: Ask, tmp_path: Path
+) -> None:
+    path = tmp_path / "decisions.jsonl"
+    path.write_text("")
+    path.chmod(0o644)
+    with open_agent(model, home, cloud, decision_log=path) as agent:
+        for arm in ("device", "ushape"):
+            ask(agent, arm, max_tokens=5, genre="a secret of mine").result()
+        predictions = agent.predictions()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    lines = list(read_lines(path))
+    assert len(lines) == 2 and "secret" not in path.read_text()
+    for line, prediction in zip(lines, predictions, strict=True):
+        again = replay(line["decision"])
+        assert (again.plan, again.value, again.why) == (
+            prediction.decision.plan, prediction.decision.value, prediction.decision.why
+        )  # fmt: skip
+        assert line["measured"] == prediction.measured and line["predicted"] == prediction.predicted
+
+
+def test_a_full_log_gives_way_to_a_new_one_and_lines_stay_whole(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    log = DecisionLog(path, max_bytes=4000)
+    threads = [
+        threading.Thread(target=lambda n=n: [log.append(json.dumps([n, i, "x" * 60])) for i in range(20)])
+        for n in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert {file.name for file in tmp_path.iterdir()} == {"log", "log.1"}
+    for file in tmp_path.iterdir():
+        assert file.stat().st_size <= 4000 and stat.S_IMODE(file.stat().st_mode) == 0o600
+        assert all(len(json.loads(line)) == 3 for line in file.read_text().splitlines())
+
+
+def test_a_log_that_cannot_be_written_is_told_at_once_and_later_costs_no_reply(tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match="cannot be written"):
+        DecisionLog(tmp_path / "absent" / "log")
+    path = tmp_path / "log"
+    log = DecisionLog(path)
+    path.unlink()
+    path.mkdir()
+    log.append("{}")
+    assert list(path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", "null", "{}", '{"version": 1}', "\xff", "[" * 100_000, "x" * (2 << 20)],
+    ids=["cut", "array", "null", "empty", "short", "binary", "deep", "long"],
+)
+def test_a_file_that_is_no_decision_log_is_refused_by_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(os.linesep.encode() + text.encode("latin-1"))
+    with pytest.raises(InputError, match="line 2"):
+        list(read_lines(path))
+    with pytest.raises(InputError, match="cannot be read"):
+        list(read_lines(tmp_path / "absent"))
