@@ -1,8 +1,8 @@
 """Goal S13 on the real system: the agent's own policy against device-only and cloud-only, never worse than 1.05 times.
 
 Three agents share a device, a cloud and a link: one that decides for itself, one that keeps everything on the device,
-one that leaves everything to the cloud. Each request is asked of all three, in changing order, from the same instant of the
-link's traces; what counts is the time until its last token, summed over the requests.
+one that leaves everything to the cloud. Each request is asked of all three, in changing order, from the same instant
+of the link's traces; what counts is the time until its last token, summed over the requests.
 """
 
 from __future__ import annotations
@@ -148,7 +148,8 @@ def main() -> None:
         f"{'device and cloud pinned to a core each' if pinned else 'not pinned'}; {args.requests} requests a link, "
         "prompts of 16 to 512 tokens, answers of 8 to 48. Seconds are sums over the requests, the policy's probes and "
         "deciding included; requests begin at instants of the traces after which neither direction falls silent for "
-        f"{SPAN_S:g} s, in their order, the same for all three; *better* is the side with the smaller sum. The interval is a bootstrap over requests. "
+        f"{SPAN_S:g} s, in their order, the same for all three; *better* "
+        "is the side with the smaller sum. The interval is a bootstrap over requests. "
         f"*TTFT* is the same ratio of the times to the first token. The goal is at most {GOAL:g}.",
         markdown_table([*header, f"<= {GOAL:g}"], rows),
     ]

@@ -19,6 +19,8 @@ def rotated(trace: RateTrace, by_s: float) -> RateTrace:
     if not math.isfinite(by_s):
         raise InputError(f"a trace cannot begin at {by_s} s")
     shift_s = by_s % trace.period_s
+    if shift_s >= trace.period_s:  # a remainder may be rounded up to the whole period
+        shift_s = 0.0
     cut = bisect_right(trace.starts_s, shift_s)
     starts = [0.0]
     rates = [trace.bytes_per_s[cut - 1]]  # the piece that is under way at the new beginning
