@@ -157,7 +157,7 @@ def live(
                 at_s=end_s,
                 plan=plan,
                 genre="chat",
-                max_new_tokens=outcome.new_tokens,
+                max_new_tokens=believed.request.expected_new_tokens,
                 predicted_ttft_s=0.0,
                 predicted_per_token_s=0.0,
                 outcome=outcome,

@@ -191,3 +191,16 @@ def test_draft_lengths_settle_on_the_cheapest(best: int) -> None:
         )
     first, last = quarters([float(abs(length - best)) for length in lengths])
     assert last < first and lengths[-30:].count(best) >= 20
+
+
+def test_published_baselines_plan_for_the_length_that_answers_turned_out_to_have() -> None:
+    """At a bound of 512 tokens the device is too slow; for the ten that come, a slow upload costs more."""
+    link = replace(LINK, uplink_bytes_per_s=5e4, rtt_s=0.005)
+    believed = make_situation(link=link, privacy=Privacy.NO_TEXT, prompt_tokens=60, expected_new_tokens=512)
+    short = replace(believed, request=replace(believed.request, expected_new_tokens=4))
+    assert decide(believed).plan.arm is Arm.USHAPE and decide(short).plan.arm is Arm.DEVICE
+    strategy = make_strategy(
+        "neurosurgeon", situation_facts=make_facts(believed), seed=0, options={"probe_after_s": 1e6}
+    )
+    arms = [plan.arm for plan, _ in live(strategy, believed, lambda _: short, requests=30)]
+    assert arms[0] is Arm.USHAPE and arms[-1] is Arm.DEVICE

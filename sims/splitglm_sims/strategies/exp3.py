@@ -1,9 +1,10 @@
 """EXP3 over the fixed arms of a device: no model of anything, no assumption on how the world changes.
 
 Source: Auer et al. 2002 (``exponential_weights``). The arms are ``fixed.fixed_arms``: every allowed arm, both ends of
-its cuts, each codec, and the drafters at hand. A reply of value ``v`` earns ``r / (r + v)``, where ``r`` is what the
-profile predicts for the best plan of that request: 1/2 when all goes as profiled, and comparable between small and
-large requests, which the algorithm itself has no notion of.
+its cuts, each codec, and the drafters at hand. A reply of value ``v`` earns
+``min(1, r / v)``, where ``r`` is what the profile predicts for the best plan of that request: comparable between small
+and large requests, of which the algorithm itself has no notion. It needs thousands of requests where worlds have
+hundreds; that is its nature, not a defect of this file.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Exp3(Passive):
     def observe(self, observation: Observation) -> None:
         if isinstance(observation, ReplyEnded) and self._drawn is not None:
             value = self._objective.value_of(observation.outcome)
-            self._weights.reward(*self._drawn, self._reference / (self._reference + value))
+            self._weights.reward(*self._drawn, min(1.0, self._reference / max(value, 1e-9)))
             self._drawn = None
 
 
