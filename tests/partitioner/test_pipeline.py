@@ -26,6 +26,7 @@ from splitglm_partitioner.layer_times import LayerTimes
 from splitglm_partitioner.pipeline import knots_of, last_leaves, leaving
 from splitglm_partitioner.profiles import CloudProfile as Cloud
 from splitglm_partitioner.profiles import DeviceProfile, LinkEstimate
+from splitglm_partitioner.request import Situation
 
 
 class Machines:
@@ -187,6 +188,59 @@ def simulated_token_s(
     return (here * slow + sending + waits + in_cloud + receiving) / (1 + kept)
 
 
+def counted_joules(x: Situation, plan: SplitPlan, cached: int, ttft_s: float, token_s: float) -> float:
+    """Joules of one request, counted pass by pass and record by record."""
+    device, link, cloud, request = x.device, x.link, x.cloud, x.request
+    assert device.power is not None and link is not None and cloud is not None
+    profile, arm, power, slow = device.active, plan.arm, device.power, device.slowdown
+    prompt, further, context = request.prompt_tokens, request.expected_new_tokens - 1, request.mean_context_tokens
+    drafter = next((entry for entry in x.drafts if entry.name == plan.drafter), None)
+    coding = (device.codec_s_per_token(plan.codec) or 0.0) * slow if arm in (Arm.SPLIT, Arm.USHAPE) else 0.0
+    hidden_down, deep = arm is Arm.USHAPE, arm is Arm.USHAPE and plan.t < plan.layers
+    first_front_s, busy_s, up, down = None, 0.0, 0, 0
+    for base in range(cached, prompt, plan.chunk_tokens):
+        rows = min(plan.chunk_tokens, prompt - base)
+        front = sum(layer_s(profile.times, i, rows, base) for i in plan.front) + (
+            rows * profile.embed_s if plan.s else 0
+        )
+        here = front * slow + rows * coding
+        if arm is not Arm.DEVICE:
+            size = 4 * rows if arm is Arm.CLOUD else payload(plan.codec, rows, base)
+            up, here = up + size, here + sealing_s(device, size)
+        first_front_s = here if first_front_s is None else first_front_s
+        busy_s += here
+        answered = rows if deep else int(base + rows == prompt)
+        if arm is not Arm.DEVICE and answered:
+            size = payload(plan.codec, answered, base if deep else prompt - 1) if hidden_down else 4
+            tail = sum(layer_s(profile.times, i, rows, base) for i in plan.tail) * slow
+            down, busy_s = down + size, busy_s + sealing_s(device, size) + tail + answered * coding * hidden_down
+    head_s = profile.head_s * slow if arm in (Arm.DEVICE, Arm.USHAPE) else 0.0
+    busy_s += head_s
+    rows, alone = plan.draft_tokens + 1, arm is Arm.CLOUD and (drafter is None or drafter.in_cloud)
+    rounds = further / (1.0 + sum(drafter.survival[: plan.draft_tokens]) if drafter and plan.draft_tokens else 1.0)
+    here, sent, got = 0.0, 0, 0
+    if not alone:
+        here = pass_s(profile.times, list(plan.front), rows, context) + (rows * profile.embed_s if plan.s else 0.0)
+        if drafter is not None and plan.draft_tokens:
+            here += plan.draft_tokens * drafter.s_per_token
+            if drafter.shares_front:
+                early = list(range(drafter.front_layers))
+                here -= pass_s(profile.times, early, rows, context) - pass_s(profile.times, early, 1, context)
+                here -= plan.draft_tokens * profile.embed_s
+        here += pass_s(profile.times, list(plan.tail), rows, context)
+        here = here * slow + rows * (head_s + coding * (1 + hidden_down))
+    if arm is not Arm.DEVICE:
+        sent = 0 if alone else 4 * rows if arm is Arm.CLOUD else payload(plan.codec, rows, 1)
+        got = payload(plan.codec, rows, 1) if hidden_down else 4 * rows
+        here += sealing_s(device, got) + (0.0 if alone else sealing_s(device, sent))
+    joules = power.compute_w * (busy_s + rounds * here)
+    if arm is not Arm.DEVICE:
+        linked_s = ttft_s - (first_front_s or 0.0) + further * token_s
+        joules += power.radio_w * linked_s + power.uplink_j_per_byte * (up + rounds * sent)
+        joules += power.downlink_j_per_byte * (down + rounds * got)
+    return joules
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_prices_are_what_an_event_simulation_takes(data: st.DataObject) -> None:
@@ -203,6 +257,9 @@ def test_prices_are_what_an_event_simulation_takes(data: st.DataObject) -> None:
     assert priced.per_token_s == pytest.approx(token_s, rel=1e-9)
     assert priced.step.busy_s == pytest.approx(token_s, rel=1e-9)
     assert priced.ttft_s <= priced.prefill.busy_s * (1 + 1e-9)
+    assert (priced.energy_j is None) == (x.device.power is None)
+    if x.device.power is not None:
+        assert priced.energy_j == pytest.approx(counted_joules(x, plan, cached, ttft_s, token_s), rel=1e-9)
 
 
 @given(
