@@ -11,7 +11,8 @@ from splitglm_cli import options
 from splitglm_core.plan import Precision, Privacy
 
 if TYPE_CHECKING:
-    from splitglm_partitioner.policy import Choice, Decision
+    from splitglm_partitioner.decision import Choice, Decision
+    from splitglm_partitioner.governor import Vitals
 
 
 def plan(
@@ -42,6 +43,8 @@ def plan(
     cut = SplitOption.parse(split)
     weights = None if objective is None else parse_objective(objective)
     where = CloudOptions(address=cloud, key=cloud_key, trust_first_use=trust_first_use, psk_file=psk_file).resolve()
+    from splitglm_cli.plan_facts import plan_facts
+    from splitglm_cli.text_table import text_facts
     from splitglm_partitioner import explain
     from splitglm_partitioner.request import Fixed, Request
 
@@ -62,15 +65,20 @@ def plan(
         if where is not None and privacy is not Privacy.LOCAL:
             agent.link()  # a cloud that was asked for and is not there is worth an error here, not a silent fallback
         decision = agent.decide(request)
+        profile, vitals = agent.profile, agent.vitals()
     if as_json:
-        print(json.dumps(_as_json(decision)))
+        print(json.dumps(_as_json(decision, vitals)))
         return
     print(explain.in_words(decision))
     print()
     print(explain.table(decision))
+    print()
+    print(explain.terms_table(decision))
+    print()
+    print(text_facts(plan_facts(decision, profile, vitals)))
 
 
-def _as_json(decision: Decision) -> dict[str, Any]:
+def _as_json(decision: Decision, vitals: Vitals) -> dict[str, Any]:
     situation = decision.situation
     from splitglm_partitioner.typed_json import to_plain
 
@@ -83,6 +91,19 @@ def _as_json(decision: Decision) -> dict[str, Any]:
         "why": decision.why,
         "request": to_plain(situation.request),
         "link": to_plain(situation.link),
+        "device": {
+            "slowdown": situation.device.slowdown,
+            "max_layers": situation.device.max_layers,
+            "memory_bytes_free": situation.device.memory_bytes_free,
+        },
+        "cloud": None
+        if situation.cloud is None
+        else {
+            "queue_s": situation.cloud.queue_s,
+            "sweep_s": situation.cloud.sweep_s,
+            "slowdown": situation.cloud.slowdown,
+        },
+        "vitals": to_plain(vitals),
         "digest": decision.inputs_digest,
     }
 
@@ -102,4 +123,6 @@ def _choice(choice: Choice) -> dict[str, Any]:
         "uplink_bytes": cost.uplink_bytes,
         "downlink_bytes": cost.downlink_bytes,
         "device_memory_bytes": cost.device_memory_bytes,
+        "energy_j": cost.energy_j,
+        "price": cost.price,
     }

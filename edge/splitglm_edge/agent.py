@@ -40,6 +40,7 @@ from splitglm_glm.stack import LayerStack
 from splitglm_glm.store import ModelStore
 from splitglm_glm.tokenizer import GlmTokenizer
 from splitglm_partitioner.decision import Decision
+from splitglm_partitioner.governor import Vitals
 from splitglm_partitioner.link_estimator import Probing
 from splitglm_partitioner.profiles import CloudProfile, DeviceProfile, LinkEstimate
 from splitglm_partitioner.request import MAX_CHUNKS, Fixed, Objective, Request
@@ -78,7 +79,7 @@ class Agent:
             self._cloud = CloudConnection(cloud, checkpoint.fingerprint, self._advice, timeouts=timeouts)
         self._eos = tuple(sorted({*checkpoint.config.eos_token_ids, *self.tokenizer.eos_token_ids}))
         self._timeouts = timeouts or Timeouts()
-        self._planner = Planner(self._advice, self._cloud)
+        self._planner = Planner(self._advice, self._cloud, stack.resident_weight_bytes)
         self._predictions = Predictions(self._advice, decision_log)
         self._lock = threading.Lock()
         CLOSER.start()
@@ -269,6 +270,10 @@ class Agent:
     def predictions(self) -> tuple[Prediction, ...]:
         """Of the newest replies, oldest first: what was predicted of each and what it took."""
         return self._predictions.kept()
+
+    def vitals(self) -> Vitals:
+        """What this machine's sensors say now."""
+        return self._planner.vitals()
 
     def decide(self, request: Request) -> Decision:
         """What the policy would choose now; asks the link what matters for it, runs nothing.

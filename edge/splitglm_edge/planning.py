@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 from splitglm_core.errors import ModelMismatch, NoFeasiblePlan, PromptTooLong, SecurityError, SplitGlmError
 from splitglm_core.plan import Privacy
 from splitglm_edge.advice import Advice
@@ -10,16 +13,37 @@ from splitglm_edge.conversation import Conversation, Prepared
 from splitglm_edge.vitals import Sensors
 from splitglm_partitioner import explain
 from splitglm_partitioner.decision import Decision
+from splitglm_partitioner.governor import Vitals
 from splitglm_partitioner.request import Request, Warm
 
 
 class Planner:
     """Decides for one device and at most one cloud."""
 
-    def __init__(self, advice: Advice, cloud: CloudConnection | None, sensors: Sensors | None = None) -> None:
+    def __init__(
+        self,
+        advice: Advice,
+        cloud: CloudConnection | None,
+        held_bytes: Callable[[], int],
+        sensors: Sensors | None = None,
+    ) -> None:
+        """Begin.
+
+        Args:
+            held_bytes: memory that this process holds for the model: a plan may use it, although it is not available
+                to others.
+        """
         self._advice = advice
         self._cloud = cloud
+        self._held_bytes = held_bytes
         self._sensors = sensors or Sensors()
+
+    def vitals(self) -> Vitals:
+        """What the sensors say, with the memory that plans may use."""
+        vitals = self._sensors.read()
+        if vitals.memory_bytes_available is None:
+            return vitals
+        return replace(vitals, memory_bytes_available=vitals.memory_bytes_available + self._held_bytes())
 
     def decide(self, request: Request, *, genre: str = "", use_cloud: bool = True) -> tuple[Decision, tuple[str, ...]]:
         """The decision, and a note when the cloud was left out because it cannot be reached or is too small.
@@ -30,7 +54,7 @@ class Planner:
             LinkError, RemoteError: only the cloud could serve this, and it cannot be reached.
             PromptTooLong: only the cloud could serve this, and it serves no such long conversation.
         """
-        usable, unusable, vitals = False, None, self._sensors.read()
+        usable, unusable, vitals = False, None, self.vitals()
         if self._cloud is not None and use_cloud and request.privacy is not Privacy.LOCAL:
             try:
                 self._cloud.link()

@@ -1,0 +1,150 @@
+"""Decisions on the command line: what is minimised, the log, and its replay."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from cli_runs import Run, Served, one_line_error
+
+from splitglm_cli.reply_options import parse_objective
+from splitglm_core.errors import InputError
+from splitglm_partitioner.request import Objective
+
+REPLY = ("--max-tokens", "6", "--ignore-eos", "--quiet")
+
+
+@pytest.fixture
+def log(splitglm: Run, tiny: str, cloud: Served, tmp_path: Path) -> Path:
+    """Of three answers by three plans."""
+    path = tmp_path / "decisions.jsonl"
+    for more in ((), ("--split", "4"), ("--split", "1:3", "--codec", "int8", "--chunk", "16")):
+        outcome = splitglm("run", tiny, "hello", *REPLY, *cloud.trusted, *more, "--decision-log", str(path))
+        assert outcome.code == 0, outcome.err
+    return path
+
+
+def test_a_log_replays_to_the_same_decisions_and_tells_every_terms_error(splitglm: Run, log: Path) -> None:
+    document = splitglm("replay", str(log), "--json").document()
+    assert (document["decisions"], document["reproduced"], document["comparable"]) == (3, 3, 3)
+    assert document["different"] == []
+    assert document["terms"]["ttft_s"]["replies"] == 3 and document["terms"]["queue_s"]["replies"] >= 1
+    assert all(term["measured"] >= 0.0 and term["error"] is not None for term in (document["terms"]["total_s"],))
+    words = splitglm("replay", str(log))
+    assert words.code == 0 and words.out.startswith("3 of 3 decisions come out the same")
+    assert "\nttft " in words.out and "\nback " in words.out
+
+
+@pytest.mark.parametrize("change", ["plan", "value", "inputs", "version"])
+def test_a_decision_that_does_not_come_out_the_same_fails_the_replay(splitglm: Run, log: Path, change: str) -> None:
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    decision = lines[1]["decision"]
+    if change == "plan":
+        decision["plan"]["s"] = 3
+    elif change == "value":
+        decision["value"] *= 1.5
+    elif change == "inputs":
+        decision["inputs"]["request"]["prompt_tokens"] += 1
+    else:
+        decision["version"] += 1
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    outcome = splitglm("replay", str(log))
+    assert outcome.code == 64 and "1 of 3 decisions do not come out the same" in outcome.err
+    assert "2 of 3 decisions come out the same" in outcome.out and "decision 2: " in outcome.out
+    assert len(splitglm("replay", str(log), "--json").document()["different"]) == 1
+
+
+def test_a_file_without_decisions_is_refused(splitglm: Run, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.write_text("\n")
+    for path in (empty, tmp_path / "absent", tmp_path):
+        outcome = splitglm("replay", str(path))
+        assert outcome.code == 64 and "decision" in one_line_error(outcome)
+
+
+def test_a_log_that_cannot_be_written_is_told_before_anything_runs(splitglm: Run, tiny: str, tmp_path: Path) -> None:
+    outcome = splitglm("run", tiny, "hello", *REPLY, "--decision-log", str(tmp_path / "absent" / "log"))
+    assert outcome.code == 71 and "decision log" in one_line_error(outcome) and outcome.out == ""
+
+
+def test_weights_are_those_named_and_no_others() -> None:
+    assert parse_objective("latency=1, ttft=0.5,cloud_cost=2") == Objective(latency=1, ttft=0.5, cloud_cost=2)
+    assert parse_objective("ttft=1") == Objective(latency=0.0, ttft=1.0)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "latency", "latency=", "speed=1", "latency=1,latency=2", "ttft=-1", "ttft=nan", "latency=0", "ttft=1,"]
+)
+def test_an_objective_that_cannot_be_is_refused_in_one_line(splitglm: Run, tiny: str, text: str) -> None:
+    with pytest.raises(InputError):
+        parse_objective(text)
+    outcome = splitglm("plan", tiny, "--objective", text)
+    assert outcome.code == 64
+    one_line_error(outcome)
+
+
+def test_energy_is_weighed_once_a_power_is_stated(splitglm: Run, tiny: str) -> None:
+    size = ("--prompt-tokens", "50", "--new-tokens", "20", "--precision", "fp32", "--json")
+    energy = ("--objective", "latency=1,energy=0.5")
+    refused = splitglm("plan", tiny, *size, *energy)
+    assert refused.code in (64, 78) and "power" in one_line_error(refused)
+    part = splitglm("profile", tiny, "--precision", "fp32", "--compute-watts", "4")
+    assert part.code == 64 and "--radio-watts" in one_line_error(part)
+    whole = (
+        "--compute-watts",
+        "4",
+        "--radio-watts",
+        "1",
+        "--uplink-joules-per-mb",
+        "2",
+        "--downlink-joules-per-mb",
+        "1",
+    )
+    stated = splitglm("profile", tiny, "--precision", "fp32", *whole, "--json").document()["device"]["power"]
+    assert stated == {"compute_w": 4.0, "radio_w": 1.0, "uplink_j_per_byte": 2e-6, "downlink_j_per_byte": 1e-6}
+    plan = splitglm("plan", tiny, *size, *energy).document()["chosen"]
+    assert plan["energy_j"] > 0.0 and plan["value"] == pytest.approx(plan["total_s"] + 0.5 * plan["energy_j"])
+    again = splitglm("profile", tiny, "--precision", "fp32", "--compute-watts", "5", "--json").document()["device"]
+    assert again["power"] == stated | {"compute_w": 5.0}, "what was stated before stays"
+
+
+def test_power_is_measured_or_it_is_said_why_not(splitglm: Run, tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from splitglm_edge import rapl
+
+    monkeypatch.setattr(rapl.EnergyCounters, "__init__", lambda self: (_ for _ in ()).throw(_no_counters()))
+    flags = ("--measure-power", "--radio-watts", "0", "--uplink-joules-per-mb", "0", "--downlink-joules-per-mb", "0")
+    outcome = splitglm("profile", tiny, *flags)
+    assert outcome.code == 71 and "RAPL" in one_line_error(outcome) and "--compute-watts" in one_line_error(outcome)
+    both = splitglm("profile", tiny, *flags, "--compute-watts", "1")
+    assert both.code == 64 and "both" in one_line_error(both)
+
+
+def _no_counters() -> Exception:
+    from splitglm_core.errors import DeviceError
+
+    return DeviceError("this machine offers no energy counters (RAPL)", "state it: --compute-watts")
+
+
+def test_the_policy_chooses_the_chunk_unless_it_is_given(splitglm: Run, tiny: str) -> None:
+    size = ("--prompt-tokens", "300", "--new-tokens", "20", "--json")
+    free = splitglm("plan", tiny, *size).document()
+    assert free["request"]["chunks"] == [32, 64, 256] and free["chosen"]["plan"]["chunk_tokens"] in (32, 64, 128, 256)
+    given = splitglm("plan", tiny, *size, "--chunk", "48").document()
+    assert given["request"]["chunks"] == [] and given["chosen"]["plan"]["chunk_tokens"] == 48
+
+
+def test_plan_shows_what_it_was_decided_on(splitglm: Run, tiny: str, cloud: Served) -> None:
+    words = splitglm("plan", tiny, "--prompt-tokens", "100", "--new-tokens", "20", *cloud.trusted).out
+    for word in (
+        "\nterm ",
+        "\nlink ",
+        "deviation",
+        "within",
+        "\ncloud ",
+        "in the queue",
+        "\ndevice ",
+        "\nsensors ",
+        "\nsteering ",
+    ):
+        assert word in words, word
