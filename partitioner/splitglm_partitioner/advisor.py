@@ -21,12 +21,23 @@ from splitglm_partitioner.drafts import DraftStatistics
 from splitglm_partitioner.governor import Governor, GovernorSettings, Vitals
 from splitglm_partitioner.guidance import SteeringSettings
 from splitglm_partitioner.link_estimator import PROBE_BYTES, LinkEstimator, Probing
-from splitglm_partitioner.observations import CloudStep, DevicePass, DraftRound, Observation, ReplyEnded
+from splitglm_partitioner.observations import (
+    CloudHint,
+    CloudStep,
+    DevicePass,
+    DraftRound,
+    Observation,
+    ReplyEnded,
+)
 from splitglm_partitioner.policy import Decision, decide
 from splitglm_partitioner.profiles import CloudProfile, DeviceProfile, LinkEstimate
 from splitglm_partitioner.reply_length import ReplyLength
 from splitglm_partitioner.request import Request, Situation
+from splitglm_partitioner.round_trips import MIN_REST_S
 from splitglm_partitioner.steering import Steering, steer
+
+_EXTREME = 0.25
+"""Chance given to the link being as bad as its uncertainty allows, and to its being as good."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,33 +87,45 @@ class Advisor:
     def wants(self, request: Request, *, now_s: float, vitals: Vitals | None = None, genre: str = "") -> Probing:
         """What to ask of the link before deciding on ``request``.
 
-        Something only when the link has not been heard of lately *and* the answer could matter: when the plan that
-        looks best now would cost more than the question itself on a link as bad, or as good, as may be.
+        Something only when it is worth its time: the seconds that knowing the link, or the cloud's load, is expected to
+        save by another plan, against those of asking. Every answer tells the load too.
         """
         blind, link = self._links.blind(now_s), self.link(now_s)
-        if blind is Probing.NONE or self._cloud is None:
+        if self._cloud is None:
             return blind
+        loads = self._load.possible(self._cloud, now_s)
+        if blind is Probing.NONE and len(loads) == 1:
+            return blind
+        asking = Probing.ROUND_TRIP if blind is Probing.NONE else blind
         try:
             arm = self._cheapest(request, link, now_s, vitals, genre).plan.arm
-            stakes = [self._stake(request, arm, other, now_s, vitals, genre) for other in _extremes(link)]
+            gain = 0.0
+            if blind is not Probing.NONE:
+                gain += sum(
+                    _EXTREME * self._stake(request, arm, there, now_s, vitals, genre) for there in _extremes(link)
+                )
+            if len(loads) > 1:
+                gain += sum(p * self._stake(request, arm, link, now_s, vitals, genre, load) for p, load in loads)
         except NoFeasiblePlan:
             return blind
-        price = (request.objective.latency + request.objective.ttft) * _asking_s(link, blind)
-        return blind if max(stakes) > price else Probing.NONE
+        price_s = _asking_s(link, asking, rested=self._links.idle_s(now_s) >= MIN_REST_S)
+        if arm is Arm.DEVICE:
+            price_s += link.promotion_s  # any other arm pays it anyway
+        return asking if gain > (request.objective.latency + request.objective.ttft) * price_s else Probing.NONE
 
     def observe(self, observation: Observation) -> None:
         """Learn from something that happened."""
         if isinstance(observation, DevicePass):
             self._pace.observe(observation)
-        elif isinstance(observation, CloudStep):
-            self._load.observe(observation)
-        elif isinstance(observation, DraftRound):
-            self._acceptance.observe(observation)
         elif isinstance(observation, ReplyEnded):
             self._lengths.observe(observation)
             self.calibration.observe(observation)
         else:
-            self._links.observe(observation)
+            self._links.observe(observation)  # whatever came over it shows that it is not at rest
+            if isinstance(observation, CloudStep | CloudHint):
+                self._load.observe(observation)
+            elif isinstance(observation, DraftRound):
+                self._acceptance.observe(observation)
 
     def link(self, now_s: float) -> LinkEstimate:
         """The link as estimated; an ordinary one, hardly believed, before anything was seen of it."""
@@ -149,10 +172,17 @@ class Advisor:
         self._steering.ended(decision, value)
 
     def _cheapest(
-        self, request: Request, link: LinkEstimate | None, now_s: float, vitals: Vitals | None, genre: str
+        self,
+        request: Request,
+        link: LinkEstimate | None,
+        now_s: float,
+        vitals: Vitals | None,
+        genre: str,
+        cloud: CloudProfile | None = None,
     ) -> Decision:
         """The exact search on what is known, within the governor's bounds as far as they leave a plan."""
-        cloud = None if link is None else self.cloud(now_s)
+        if cloud is None and link is not None:
+            cloud = self.cloud(now_s)
         ruling = self._governor.rule(vitals or Vitals(), self._device, now_s)
         device = replace(self._device, slowdown=self._pace.slowdown(now_s))
         situation = Situation(
@@ -173,10 +203,17 @@ class Advisor:
             return decide(replace(situation, device=hard))
 
     def _stake(
-        self, request: Request, arm: Arm, link: LinkEstimate, now_s: float, vitals: Vitals | None, genre: str
+        self,
+        request: Request,
+        arm: Arm,
+        link: LinkEstimate,
+        now_s: float,
+        vitals: Vitals | None,
+        genre: str,
+        cloud: CloudProfile | None = None,
     ) -> float:
-        """How much dearer ``arm`` would be than the best one on ``link``."""
-        there = self._cheapest(request, link, now_s, vitals, genre)
+        """How much dearer ``arm`` would be than the best one if link and cloud were so."""
+        there = self._cheapest(request, link, now_s, vitals, genre, cloud)
         ours = next((c for c in (there.chosen, *there.runners_up) if c.plan.arm is arm), None)
         return ours.value - there.value if ours is not None else 0.0
 
@@ -188,12 +225,14 @@ def _weighed(request: Request, energy_weight: float) -> Request:
     return replace(request, objective=replace(request.objective, energy=energy_weight))
 
 
-def _asking_s(link: LinkEstimate, probing: Probing) -> float:
-    """Seconds that a probe puts in front of a reply."""
+def _asking_s(link: LinkEstimate, probing: Probing, *, rested: bool) -> float:
+    """Seconds that a probe puts in front of a reply; after a rest the round trip is asked twice."""
     trip_s = link.rtt_s + link.overhead_s
+    trips = 2 if rested else 1
     if probing is Probing.ROUND_TRIP:
-        return trip_s
-    return 3 * trip_s + PROBE_BYTES / link.uplink_bytes_per_s + PROBE_BYTES / link.downlink_bytes_per_s
+        return trips * trip_s
+    bytes_s = PROBE_BYTES / link.uplink_bytes_per_s + PROBE_BYTES / link.downlink_bytes_per_s
+    return (trips + 2) * trip_s + bytes_s
 
 
 def _extremes(link: LinkEstimate) -> tuple[LinkEstimate, LinkEstimate]:

@@ -1,19 +1,27 @@
-"""How busy the cloud is, from what its replies say of their steps; forgotten towards its manifest's figures."""
+"""How busy the cloud is: from what its replies say of their steps, from what it says when asked, and from its habit."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from splitglm_partitioner.change import RecentRatio
 from splitglm_partitioner.device_pace import MIN_PASS_S, WINDOW, predicted_s
-from splitglm_partitioner.observations import CloudStep
+from splitglm_partitioner.observations import CloudHint, CloudStep
 from splitglm_partitioner.profiles import MAX_SLOWDOWN, MIN_SLOWDOWN, CloudProfile
 
-# After so long without a step the manifest's figures are as good as what was seen.
+# What was seen so recently stands: asking would not tell more.
+FRESH_S = 5.0
+# After so long what was seen last says nothing more of now than what is usual.
 MAX_AGE_S = 60.0
 WAIT_ALPHA = 1 / 8
 # A pause of this length halves the weight of what was seen before it.
 WAIT_HALF_LIFE_S = 10.0
+# Looks this far apart count as separate ones for what is usual.
+LOOK_EVERY_S = 20.0
+# Weight of a look after each further one: about 20 looks count.
+LOOK_DISCOUNT = 0.95
+# A decode step this many times longer than alone, waits included, is one of a busy cloud.
+BUSY_RATIO = 1.5
 
 
 class SmoothedWait:
@@ -33,12 +41,35 @@ class SmoothedWait:
         self._mean_s += max(WAIT_ALPHA, 1.0 / self._count, paused) * (seconds - self._mean_s)
         self._seen_s = now_s
 
-    def seconds(self, now_s: float, otherwise_s: float) -> float:
-        """The mean, moved towards ``otherwise_s`` in proportion to its age; ``otherwise_s`` from ``MAX_AGE_S`` on."""
-        if not self._count:
-            return otherwise_s
-        fresh = min(max(1.0 - (now_s - self._seen_s) / MAX_AGE_S, 0.0), 1.0)
-        return fresh * self._mean_s + (1.0 - fresh) * otherwise_s
+    def seconds(self, otherwise_s: float) -> float:
+        """The mean, ``otherwise_s`` before the first wait."""
+        return self._mean_s if self._count else otherwise_s
+
+    def told(self, mean_s: float, now_s: float) -> None:
+        """Take the cloud's own mean: it saw more steps than this device."""
+        self._mean_s, self._count, self._seen_s = mean_s, round(1 / WAIT_ALPHA), now_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """A cloud's load: seconds a step waits for a place and for the sweep, and how many times longer it then takes."""
+
+    queue_s: float
+    sweep_s: float
+    slowdown: float
+
+    def mixed(self, other: Load, share: float) -> Load:
+        """``share`` of ``other``, the rest of this one."""
+        mine = 1.0 - share
+        return Load(
+            queue_s=mine * self.queue_s + share * other.queue_s,
+            sweep_s=mine * self.sweep_s + share * other.sweep_s,
+            slowdown=self.slowdown**mine * other.slowdown**share,
+        )
+
+    def applied(self, profile: CloudProfile) -> CloudProfile:
+        slowdown = min(max(self.slowdown, MIN_SLOWDOWN), MAX_SLOWDOWN)
+        return replace(profile, queue_s=self.queue_s, sweep_s=self.sweep_s, slowdown=slowdown)
 
 
 class CloudLoad:
@@ -46,29 +77,73 @@ class CloudLoad:
 
     Waits count only for steps that were alone: the others waited for their own kind, which the cost model adds up
     itself. The slowdown is the ratio of ``compute_s`` to the profile's seconds of the same rows and layers.
+
+    What was seen last is believed for ``FRESH_S`` and less and less up to ``MAX_AGE_S``; then the mixture of idle and
+    busy that was usual is, since a cloud's load comes and goes within minutes. A cloud never seen busy is taken as its
+    manifest describes it.
     """
 
     def __init__(self) -> None:
+        self._forget()
+        self._profile: CloudProfile | None = None
+
+    def _forget(self) -> None:
         self._queue, self._sweep = SmoothedWait(), SmoothedWait()
         self._slowdown = RecentRatio(WINDOW)
-        self._slowdown_seen_s = 0.0
-        self._profile: CloudProfile | None = None
+        self._seen_s: float | None = None
+        self._looked_s = 0.0
+        self._looks = self._busy_looks = 0.0
+        self._busy: Load | None = None
         self.changed_s: float | None = None
 
     def connected(self, profile: CloudProfile) -> None:
         """A manifest arrived. What was seen stands for the same cloud; of one with other layer times it is void."""
         if self._profile is not None and (profile.served, profile.times) != (self._profile.served, self._profile.times):
-            self._queue, self._sweep, self._slowdown = SmoothedWait(), SmoothedWait(), RecentRatio(WINDOW)
+            self._forget()
         self._profile = profile
 
-    def observe(self, step: CloudStep) -> None:
-        """Take what one reply said. ``changed_s`` is then when the cloud's pace was last found to change."""
-        if step.alone:
-            self._queue.observe(step.queue_s, step.at_s)
-            self._sweep.observe(step.sweep_s, step.at_s)
+    def observe(self, seen: CloudStep | CloudHint) -> None:
+        """Take what one reply, or the answer to a question, said."""
         profile = self._profile
         if profile is None:
             return
+        if self._seen_s is not None and seen.at_s - self._looked_s >= LOOK_EVERY_S:
+            self._count_look(profile, seen.at_s)
+        if isinstance(seen, CloudHint):
+            self._queue.told(seen.queue_s, seen.at_s)
+            self._sweep.told(seen.sweep_s, seen.at_s)
+            self._slowdown = RecentRatio(WINDOW)
+            self._slowdown.add(min(max(seen.slowdown, MIN_SLOWDOWN), MAX_SLOWDOWN))
+        else:
+            self._step(profile, seen)
+        if self._seen_s is None:
+            self._looked_s = seen.at_s
+        self._seen_s = seen.at_s
+
+    def fresh(self, now_s: float) -> bool:
+        """Whether the load was seen so recently that asking tells nothing."""
+        return self._seen_s is not None and now_s - self._seen_s <= FRESH_S
+
+    def apply(self, profile: CloudProfile, now_s: float) -> CloudProfile:
+        """The manifest's profile with what is to be expected in place of its queue, sweep and slowdown."""
+        usual, last = self._usual(profile), self._last(profile)
+        if last is None or self._seen_s is None:
+            return usual.applied(profile)
+        age_s = now_s - self._seen_s
+        aged = min(max((age_s - FRESH_S) / (MAX_AGE_S - FRESH_S), 0.0), 1.0)
+        return last.mixed(usual, aged).applied(profile)
+
+    def possible(self, profile: CloudProfile, now_s: float) -> tuple[tuple[float, CloudProfile], ...]:
+        """The loads there may be now, each with its chance: one when it was just seen, else idle or busy."""
+        if self._busy is None or self.fresh(now_s):
+            return ((1.0, self.apply(profile, now_s)),)
+        share = self._busy_share()
+        return (1.0 - share, _idle(profile).applied(profile)), (share, self._busy.applied(profile))
+
+    def _step(self, profile: CloudProfile, step: CloudStep) -> None:
+        if step.alone:
+            self._queue.observe(step.queue_s, step.at_s)
+            self._sweep.observe(step.sweep_s, step.at_s)
         served = profile.served
         if not (served.start <= step.start and step.stop <= served.stop) or step.compute_s == 0.0:
             return
@@ -78,17 +153,43 @@ class CloudLoad:
             return
         if self._slowdown.add(min(max(step.compute_s / expected_s, MIN_SLOWDOWN), MAX_SLOWDOWN)):
             self.changed_s = step.at_s
-        self._slowdown_seen_s = step.at_s
 
-    def apply(self, profile: CloudProfile, now_s: float) -> CloudProfile:
-        """The manifest's profile with what was observed in place of its queue, sweep and slowdown."""
-        ratio, slowdown = self._slowdown.value, profile.slowdown
-        if ratio is not None:
-            fresh = min(max(1.0 - (now_s - self._slowdown_seen_s) / MAX_AGE_S, 0.0), 1.0)
-            slowdown = min(max(ratio**fresh * profile.slowdown ** (1.0 - fresh), MIN_SLOWDOWN), MAX_SLOWDOWN)
-        return replace(
-            profile,
-            queue_s=self._queue.seconds(now_s, profile.queue_s),
-            sweep_s=self._sweep.seconds(now_s, profile.sweep_s),
-            slowdown=slowdown,
+    def _last(self, profile: CloudProfile) -> Load | None:
+        if self._seen_s is None:
+            return None
+        slowdown = self._slowdown.value
+        return Load(
+            queue_s=self._queue.seconds(profile.queue_s),
+            sweep_s=self._sweep.seconds(profile.sweep_s),
+            slowdown=profile.slowdown if slowdown is None else slowdown,
         )
+
+    def _busy_share(self) -> float:
+        # One look more, at an idle cloud, is what the manifest is worth.
+        return self._busy_looks / (self._looks + 1.0)
+
+    def _usual(self, profile: CloudProfile) -> Load:
+        idle = _idle(profile)
+        if self._busy is None:
+            return idle
+        share = self._busy_share()
+        # Means of what will be, not of its logarithm: seconds are what is added up.
+        mean = idle.mixed(self._busy, share)
+        return replace(mean, slowdown=(1.0 - share) * idle.slowdown + share * self._busy.slowdown)
+
+    def _count_look(self, profile: CloudProfile, now_s: float) -> None:
+        """The steps since the last look are one look; what they showed counts for what is usual."""
+        last = self._last(profile)
+        self._looked_s = now_s
+        if last is None:
+            return
+        self._looks = LOOK_DISCOUNT * self._looks + 1.0
+        self._busy_looks *= LOOK_DISCOUNT
+        alone_s = profile.times.decode_s[0] * profile.times.layers
+        if last.queue_s + last.sweep_s + last.slowdown * alone_s > BUSY_RATIO * alone_s:
+            self._busy_looks += 1.0
+            self._busy = last if self._busy is None else self._busy.mixed(last, 1.0 / min(self._busy_looks + 1.0, 8.0))
+
+
+def _idle(profile: CloudProfile) -> Load:
+    return Load(queue_s=profile.queue_s, sweep_s=profile.sweep_s, slowdown=profile.slowdown)

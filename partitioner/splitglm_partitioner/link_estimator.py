@@ -9,10 +9,18 @@ from enum import Enum
 from typing import NamedTuple
 
 from splitglm_partitioner.bounds import MAX_SECONDS, check_number
-from splitglm_partitioner.observations import CloudStep, Direction, DraftRound, Observation, RoundTrip, Transfer
+from splitglm_partitioner.observations import (
+    CloudHint,
+    CloudStep,
+    Direction,
+    DraftRound,
+    Observation,
+    RoundTrip,
+    Transfer,
+)
 from splitglm_partitioner.profiles import LinkEstimate
 from splitglm_partitioner.rates import STALE_REL_ERROR, RateEstimator
-from splitglm_partitioner.round_trips import MIN_REST_S, Promotion, RttEstimator
+from splitglm_partitioner.round_trips import CLOCK_S, MIN_REST_S, Promotion, RttEstimator
 from splitglm_partitioner.slow_start import INITIAL_WINDOW_BYTES, SlowStart, rest_s
 
 # A round trip measured this recently stands: asking again would put one in front of every reply's first token.
@@ -25,6 +33,8 @@ PROBE_BYTES = 32 << 10
 PROBE_SHARE = 0.02
 # The same once the link has changed since the last answer.
 CHANGED_PROBE_SHARE = 0.1
+# From so many round trips on RTTVAR is their scatter.
+SCATTER_FROM = 4
 # An exchange after a rest is an ordinary one when it exceeds the round trip by no more than this, or 4 RTTVAR.
 MIN_JITTER_SHARE = 0.25
 
@@ -80,10 +90,12 @@ class LinkEstimator:
         self._used_s = float("-inf")  # when the link was last known to carry something
         self._rtt_at_s: float | None = None
         self._busy_until_s = float("-inf")
+        self._probed = False  # what it starts from was measured, not assumed
         self.changed_s: float | None = None
 
     def start(self, link: LinkEstimate) -> None:
         """A connection was made: ``link`` is believed of whatever was not measured yet, and windows are small again."""
+        self._probed = link != ORDINARY_LINK
         self._overhead_s = link.overhead_s
         self._rtt.start(link.rtt_s, link.rtt_var_s)
         self._rates[Direction.UP].start(link.uplink_bytes_per_s, link.uplink_rel_error)
@@ -99,7 +111,7 @@ class LinkEstimator:
             self._round_trip(observation)
         elif isinstance(observation, Transfer):
             self._transfer(observation)
-        if isinstance(observation, RoundTrip | Transfer | CloudStep | DraftRound):
+        if isinstance(observation, RoundTrip | Transfer | CloudStep | CloudHint | DraftRound):
             self._used_s = max(self._used_s, observation.at_s)
 
     def queued(self, until_s: float) -> None:
@@ -179,7 +191,7 @@ class LinkEstimator:
         self._note_rest(trip.idle_s)
         rtt_s = self._rtt.srtt_s
         self._rtt_at_s = trip.at_s
-        if trip.idle_s >= MIN_REST_S and self._rtt.samples:
+        if trip.idle_s >= MIN_REST_S and (self._rtt.samples or self._probed):
             excess_s = trip.seconds - rtt_s
             self._promotion.observe(trip.idle_s, excess_s, rtt_s)
             # A rest makes no exchange faster; one that it made slower says nothing about the next.
@@ -195,9 +207,20 @@ class LinkEstimator:
         seconds = self._slow_start.observe(transfer, self._rtt.srtt_s)
         rate = self._rates[transfer.direction]
         if seconds is not None:
+            seconds = self._at_least(transfer.transfer_bytes, seconds, rate.estimate(transfer.at_s)[0])
             rate.observe(transfer.transfer_bytes, min(seconds, MAX_SECONDS), transfer.at_s)
         if rate.changed_s == transfer.at_s:
             self.changed_s = transfer.at_s
+
+    def _at_least(self, transfer_bytes: int, seconds: float, bytes_per_s: float) -> float:
+        """What a transfer says that was over within the scatter of the round trip taken off it.
+
+        Only that the link is no slower than that: it confirms a faster estimate and raises a slower one that far.
+        """
+        # RTTVAR begins at half the round trip, whatever its scatter.
+        known = self._rtt.samples >= SCATTER_FROM
+        scatter_s = max(CLOCK_S, self._rtt.var_s if known else self._rtt.srtt_s / 16)
+        return seconds if seconds >= scatter_s else min(scatter_s, transfer_bytes / bytes_per_s)
 
     def _note_rest(self, idle_s: float) -> None:
         if idle_s > rest_s(self._rtt.srtt_s):

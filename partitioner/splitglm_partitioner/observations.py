@@ -109,6 +109,25 @@ class CloudStep:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CloudHint:
+    """What the cloud said of its load when it was asked: means over its newest steps, whoever sent them.
+
+    ``slowdown`` is how many times longer a decode step is computed than alone; 1 for an idle cloud.
+    """
+
+    at_s: float
+    queue_s: float
+    sweep_s: float
+    slowdown: float
+
+    def __post_init__(self) -> None:
+        _check_time(self.at_s)
+        check_seconds("queue_s", self.queue_s)
+        check_seconds("sweep_s", self.sweep_s)
+        check_number("slowdown", self.slowdown, 0.0, 1e6)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DraftRound:
     """Of ``proposed`` drafted tokens the target kept the first ``accepted``."""
 
@@ -177,7 +196,7 @@ class ReplyEnded:
         check_count("max_new_tokens", self.max_new_tokens, 1, MAX_TOKENS)
 
 
-Observation = RoundTrip | Transfer | DevicePass | CloudStep | DraftRound | ReplyEnded
+Observation = RoundTrip | Transfer | DevicePass | CloudStep | CloudHint | DraftRound | ReplyEnded
 
 
 def _check_time(at_s: float) -> None:

@@ -15,6 +15,7 @@ from splitglm_partitioner.governor import Vitals
 from splitglm_partitioner.guidance import SteeringSettings
 from splitglm_partitioner.link_estimator import Probing
 from splitglm_partitioner.observations import (
+    CloudHint,
     CloudStep,
     DevicePass,
     Direction,
@@ -115,7 +116,7 @@ def test_a_link_is_asked_about_only_when_the_answer_decides() -> None:
     advisor = Advisor(model=make_model(), device=make_device(), settings=PLAIN)
     vague = make_link(uplink_bytes_per_s=2e4, uplink_rel_error=1.0, downlink_rel_error=1.0, rtt_var_s=0.02)
     advisor.connected(make_cloud(), link=vague)
-    long = make_request(privacy=Privacy.NO_TEXT, prompt_tokens=900, expected_new_tokens=100)
+    long = make_request(privacy=Privacy.NO_TEXT, prompt_tokens=3000, expected_new_tokens=100)
     assert advisor.wants(long, now_s=0.0) is Probing.RATES
     assert advisor.wants(dataclasses.replace(long, privacy=Privacy.LOCAL), now_s=0.0) is Probing.NONE
     short = make_request(privacy=Privacy.NO_TEXT, prompt_tokens=1, expected_new_tokens=1)
@@ -170,3 +171,20 @@ def test_the_same_history_gives_the_same_plans() -> None:
         return out
 
     assert plans() == plans()
+
+
+def test_a_cloud_that_is_busy_now_and_then_is_asked_before_much_is_left_to_it() -> None:
+    advisor = connected()
+    for way in Direction:
+        advisor.observe(Transfer(at_s=0.0, direction=way, transfer_bytes=64 << 10, seconds=0.05))
+    for look in range(10):
+        busy = look % 2 == 0
+        advisor.observe(CloudHint(at_s=30.0 * look, queue_s=1.0 if busy else 0.0, sweep_s=0.0, slowdown=1.0))
+    advisor.observe(RoundTrip(at_s=330.0, seconds=0.04))
+    long = make_request(privacy=Privacy.OPEN, prompt_tokens=300, expected_new_tokens=100)
+    assert advisor.wants(long, now_s=331.0) is Probing.ROUND_TRIP
+    advisor.observe(CloudHint(at_s=331.0, queue_s=0.0, sweep_s=0.0, slowdown=1.0))
+    assert advisor.wants(long, now_s=331.1) is Probing.NONE
+    assert advisor.decide(long, now_s=331.1).plan.arm is Arm.CLOUD
+    advisor.observe(CloudHint(at_s=332.0, queue_s=1.0, sweep_s=0.0, slowdown=1.0))
+    assert advisor.decide(long, now_s=332.1).plan.arm is Arm.DEVICE

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from partitioner_factory import make_cloud
 
 from splitglm_core.ranges import LayerRange
-from splitglm_partitioner.cloud_load import MAX_AGE_S, CloudLoad
+from splitglm_partitioner.cloud_load import FRESH_S, LOOK_EVERY_S, MAX_AGE_S, CloudLoad
 from splitglm_partitioner.device_pace import predicted_s
 from splitglm_partitioner.layer_times import LayerTimes
-from splitglm_partitioner.observations import CloudStep
+from splitglm_partitioner.observations import CloudHint, CloudStep
 from splitglm_partitioner.profiles import MAX_SLOWDOWN, MIN_SLOWDOWN
 
 CLOUD = make_cloud(12, served=LayerRange(2, 12), queue_s=0.004, sweep_s=0.001)
@@ -49,13 +49,14 @@ def test_before_any_step_and_long_after_the_last_the_manifest_holds() -> None:
     assert load.apply(CLOUD, 1e9) == CLOUD
 
 
-def test_waits_are_averaged_and_return_to_the_manifest_evenly() -> None:
+def test_waits_are_averaged_believed_while_fresh_and_return_to_the_manifest_evenly() -> None:
     load = connected()
     for queue_s in (0.1, 0.3):
         load.observe(step(0.0, queue_s=queue_s, sweep_s=queue_s / 10))
     now = load.apply(CLOUD, 0.0)
     assert (now.queue_s, now.sweep_s) == (pytest.approx(0.2), pytest.approx(0.02))
-    assert load.apply(CLOUD, MAX_AGE_S / 2).queue_s == pytest.approx((0.2 + 0.004) / 2)
+    assert load.apply(CLOUD, FRESH_S).queue_s == pytest.approx(0.2)
+    assert load.apply(CLOUD, (FRESH_S + MAX_AGE_S) / 2).queue_s == pytest.approx((0.2 + 0.004) / 2)
 
 
 def test_a_step_that_waited_for_its_own_kind_says_nothing_of_the_queue() -> None:
@@ -134,3 +135,36 @@ def test_whatever_is_observed_the_profile_is_valid_and_its_waits_were_seen(
     waits = [CLOUD.queue_s, *(queue_s for queue_s, _, alone, _ in steps if alone)]
     assert min(waits) * (1 - 1e-9) <= profile.queue_s <= max(waits) * (1 + 1e-9)
     assert MIN_SLOWDOWN <= profile.slowdown <= MAX_SLOWDOWN
+
+
+def test_what_the_cloud_says_when_asked_replaces_what_own_steps_showed() -> None:
+    load = connected()
+    for i in range(9):
+        load.observe(step(float(i), queue_s=0.4, compute_s=4 * step(0.0).compute_s))
+    load.observe(CloudHint(at_s=9.0, queue_s=0.01, sweep_s=0.002, slowdown=1.2))
+    now = load.apply(CLOUD, 9.0)
+    assert (now.queue_s, now.sweep_s, now.slowdown) == (0.01, 0.002, pytest.approx(1.2))
+
+
+def test_a_cloud_that_is_busy_now_and_then_is_expected_to_be_so_when_nobody_looked() -> None:
+    load = connected()
+    assert load.possible(CLOUD, 0.0) == ((1.0, CLOUD),)
+    for look in range(40):
+        busy = look % 4 == 0
+        load.observe(CloudHint(at_s=look * LOOK_EVERY_S, queue_s=0.4 if busy else 0.0, sweep_s=0.0, slowdown=1.0))
+    later_s = 40 * LOOK_EVERY_S + MAX_AGE_S
+    (quiet, idle), (share, loaded) = load.possible(CLOUD, later_s)
+    assert share == pytest.approx(0.25, abs=0.06)
+    assert quiet + share == pytest.approx(1.0)
+    assert idle == CLOUD
+    assert loaded.queue_s == pytest.approx(0.4, rel=0.05)
+    assert load.apply(CLOUD, later_s).queue_s == pytest.approx(0.25 * 0.4, rel=0.3)
+
+
+def test_what_was_just_seen_is_all_there_is_to_be_expected() -> None:
+    load = connected()
+    for look in range(10):
+        load.observe(CloudHint(at_s=look * LOOK_EVERY_S, queue_s=0.4, sweep_s=0.0, slowdown=1.0))
+    assert load.fresh(9 * LOOK_EVERY_S + FRESH_S)
+    assert [chance for chance, _ in load.possible(CLOUD, 9 * LOOK_EVERY_S + FRESH_S)] == [1.0]
+    assert not load.fresh(9 * LOOK_EVERY_S + FRESH_S + 0.1)
