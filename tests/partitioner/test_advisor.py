@@ -176,7 +176,7 @@ def test_the_same_history_gives_the_same_plans() -> None:
 def test_a_cloud_that_is_busy_now_and_then_is_asked_before_much_is_left_to_it() -> None:
     advisor = connected()
     for way in Direction:
-        advisor.observe(Transfer(at_s=0.0, direction=way, transfer_bytes=64 << 10, seconds=0.05))
+        advisor.observe(Transfer(at_s=330.0, direction=way, transfer_bytes=64 << 10, seconds=0.05))
     for look in range(10):
         busy = look % 2 == 0
         advisor.observe(CloudHint(at_s=30.0 * look, queue_s=1.0 if busy else 0.0, sweep_s=0.0, slowdown=1.0))
