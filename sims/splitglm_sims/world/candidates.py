@@ -37,7 +37,7 @@ def _inside(plan: SplitPlan, block: Block) -> bool:
 
 
 def drafted(plan: SplitPlan, drafters: Iterable[DraftStatistics], round_s: dict[int, float]) -> tuple[SplitPlan, ...]:
-    """``plan``, cut as late as the drafter needs, with each drafter of its arm at its best length and the two beside it.
+    """``plan``, cut as late as the drafter needs, each drafter of its arm at its best length and the two around it.
 
     Args:
         round_s: by rows (1 is no draft), the seconds of a round without its drafting.

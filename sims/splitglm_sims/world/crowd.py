@@ -20,7 +20,7 @@ from splitglm_sims.strategies.strategy import Strategy
 from splitglm_sims.world.account import Account
 from splitglm_sims.world.alone import Program
 from splitglm_sims.world.crowd_port import CrowdPort
-from splitglm_sims.world.effort import Effort
+from splitglm_sims.world.effort import Efforts
 from splitglm_sims.world.handset import Handset
 from splitglm_sims.world.judging import forbidden
 from splitglm_sims.world.lone import check_jobs, decided, settle, tell
@@ -89,7 +89,7 @@ def run_crowd(crowd: CrowdScene, make_strategy: Callable[[int], Strategy]) -> Cr
         InputError: a device's cloud is another one, or a strategy asks to know the future, which hangs on others.
     """
     world = _World(crowd)
-    efforts: dict[Any, Effort] = {}
+    efforts = Efforts()
     for index in range(crowd.devices):
         scene, strategy = crowd.device(index), make_strategy(index)
         if scene.cloud.profile != crowd.cloud.profile:
@@ -113,10 +113,11 @@ class _World:
         self._busy_s: dict[int, float] = {}
         self._waiting: dict[int, int] = {}
         self._events = 0
+        self._ahead_s = 0.0
 
     @property
     def now_s(self) -> float:
-        return float(self.env.now)
+        return max(float(self.env.now), self._ahead_s)
 
     def at(self, time_s: float, call: Callable[[], None]) -> None:
         self._events += 1
@@ -148,43 +149,55 @@ class _World:
         )
 
     def _engine(self) -> Generator[simpy.Event, Any, None]:
+        """Board, compute, answer. As long as nothing else can happen before a batch ends, the clock need not be asked:
+        the engine goes ahead of it, and ``now_s`` with the engine."""
         cloud, env = self.cloud, self.env
         while True:
-            for order, refusal in cloud.expire(env.now):
-                self.devices[order.session].port.refused(order, refusal, env.now)
-            begun = cloud.begin(env.now)
+            for order, refusal in cloud.expire(self._ahead_s):
+                self.devices[order.session].port.refused(order, refusal, self._ahead_s)
+            begun = cloud.begin(self._ahead_s)
             if begun is None:
                 self._idle = env.event()
                 yield self._idle
+                self._ahead_s = max(self._ahead_s, env.now)
                 continue
             segment, seconds = begun
             self._sample(seconds)
-            self._events += 1
-            yield env.timeout(seconds)
-            passed, head_s = cloud.finish(segment, env.now)
-            later = []
+            if not self._passes(seconds):
+                yield self._until()
+            passed, head_s = cloud.finish(segment, self._ahead_s)
+            if not passed:
+                continue
             for order in passed:
-                if order.head_rows:
-                    later.append(order)
-                else:
+                if not order.head_rows:
                     self._answer(order)
-            if later:
-                if head_s:
-                    self._events += 1
-                    yield env.timeout(head_s)
-                for order in later:
-                    self._answer(order)
+            later = [order for order in passed if order.head_rows]
+            if later and not self._passes(head_s):
+                yield self._until()
+            for order in later:
+                self._answer(order)
+
+    def _passes(self, seconds: float) -> bool:
+        """The engine is busy for ``seconds``; whether nothing happens meanwhile."""
+        self._ahead_s += seconds
+        return self.env.peek() > self._ahead_s
+
+    def _until(self) -> simpy.Event:
+        """The clock comes to where the engine is."""
+        self._events += 1
+        return self.env.timeout(max(0.0, self._ahead_s - self.env.now))
 
     def _answer(self, order: Order) -> None:
         port = self.devices[order.session].port
-        tokens = self.cloud.advance(order, self.env.now)
-        port.gained(order, tokens, self.env.now)
+        tokens = self.cloud.advance(order, self._ahead_s)
+        port.gained(order, tokens, self._ahead_s)
 
     def _sample(self, seconds: float) -> None:
         """Book a batch that begins now; its seconds may reach into later intervals."""
-        width, at_s = self.crowd.sample_s, float(self.env.now)
-        slot = int(at_s / width)
-        self._waiting[slot] = max(self._waiting.get(slot, 0), len(self.cloud.carousel))
+        width, at_s = self.crowd.sample_s, self._ahead_s
+        slot, waiting = int(at_s / width), len(self.cloud.carousel)
+        if waiting > self._waiting.get(slot, -1):
+            self._waiting[slot] = waiting
         while seconds > 0.0:
             part = min(seconds, (slot + 1) * width - at_s)
             self._busy_s[slot] = self._busy_s.get(slot, 0.0) + part

@@ -208,3 +208,23 @@ class Effort:
         times, embed_s = self.device.active.times, self.device.active.embed_s
         many, one = line_of(times, 0, depth, rows), line_of(times, 0, depth, 1)
         return Line(many.base_s - one.base_s + (rows - 1) * embed_s, many.per_token_s - one.per_token_s)
+
+
+class Efforts:
+    """Efforts made once, for one device or for all of a crowd."""
+
+    def __init__(self) -> None:
+        self._machines: dict[DeviceProfile, DeviceProfile] = {}
+        self._made: dict[tuple[SplitPlan, int], Effort] = {}
+
+    def machine(self, device: DeviceProfile) -> DeviceProfile:
+        """The one object that stands for all profiles equal to ``device``; what ``of`` is to be asked with."""
+        return self._machines.setdefault(device, device)
+
+    def of(self, plan: SplitPlan, model: ModelShape, machine: DeviceProfile, cloud: CloudProfile) -> Effort:
+        """The effort of ``plan``; model and cloud are always the same."""
+        key = plan, id(machine)  # which is kept, so its id stays its own
+        made = self._made.get(key)
+        if made is None:
+            made = self._made[key] = Effort(plan, model, machine, cloud)
+        return made

@@ -17,7 +17,7 @@ from splitglm_sims.world import seen
 from splitglm_sims.world.account import Account, Pace
 from splitglm_sims.world.drafting import drafter_of
 from splitglm_sims.world.draws import Draws, What
-from splitglm_sims.world.effort import Effort
+from splitglm_sims.world.effort import Effort, Efforts
 from splitglm_sims.world.judging import forbidden
 from splitglm_sims.world.link import Link
 from splitglm_sims.world.outage import PING_BYTES, TIMEOUTS
@@ -53,26 +53,20 @@ class Handset:
         efforts: what plans ask of machines, shared by the devices of a crowd.
     """
 
-    def __init__(
-        self, scene: Scene, device: int = 0, efforts: dict[tuple[SplitPlan, int], Effort] | None = None
-    ) -> None:
+    def __init__(self, scene: Scene, device: int = 0, efforts: Efforts | None = None) -> None:
         self.scene = scene
         self.index = device
         self.link = Link(scene.link)
         self.believed = first_estimate(scene.link)
         self.sessions: dict[int, tuple[SplitPlan, int]] = {}  # by conversation: caches of which plan, how many tokens
-        self._efforts = {} if efforts is None else efforts
+        self._efforts = efforts or Efforts()
+        self._machine = self._efforts.machine(scene.device.profile)
 
     def draws(self, job: int) -> Draws:
         return Draws(self.scene.seed, job, self.index)
 
     def effort(self, plan: SplitPlan) -> Effort:
-        scene = self.scene
-        key = plan, id(scene.device.profile)  # the effort keeps the profile, so that its id stays its own
-        made = self._efforts.get(key)
-        if made is None:
-            made = self._efforts[key] = Effort(plan, scene.model, scene.device.profile, scene.cloud.profile)
-        return made
+        return self._efforts.of(plan, self.scene.model, self._machine, self.scene.cloud.profile)
 
     def situation(self, index: int) -> Situation:
         """What is known of a job before anything is measured."""

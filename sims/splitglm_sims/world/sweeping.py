@@ -210,8 +210,11 @@ class SweptCloud:
             Orders that have passed all their layers, and seconds of the head for those of them that want a token. It is
             one pass for all: as much slower than that of the largest of them as a layer would be for so many rows.
         """
+        alighted = self.carousel.finished(segment)
+        if not alighted:
+            return [], 0.0
         passed, head_rows, most, drafting_s = [], 0, 0, 0.0
-        for work in self.carousel.finished(segment):
+        for work in alighted:
             order = self._sessions[work.session].orders[0]
             order.compute_s += now_s - order.boarded_s
             order.boarded_s = math.nan
