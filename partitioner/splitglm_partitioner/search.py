@@ -75,7 +75,8 @@ class Search:
             if value == np.inf:
                 out.append(self._forbidden(arm, start, stop))
             else:
-                out.append(min((i for i in equal if start <= i < stop), key=self.tie_key))
+                near = [i for i in equal if start <= i < stop]
+                out.append(near[0] if len(near) == 1 else min(near, key=self.tie_key))
         return out
 
     def _warm_column(self) -> int | None:

@@ -17,6 +17,7 @@ from partitioner_factory import (
     make_model,
     make_request,
     situations_of_plans,
+    ushape,
 )
 
 from splitglm_core.plan import Arm, Codec, SplitPlan
@@ -260,6 +261,16 @@ def test_prices_are_what_an_event_simulation_takes(data: st.DataObject) -> None:
     assert (priced.energy_j is None) == (x.device.power is None)
     if x.device.power is not None:
         assert priced.energy_j == pytest.approx(counted_joules(x, plan, cached, ttft_s, token_s), rel=1e-9)
+
+
+@pytest.mark.parametrize("prompt", [1, 40, 300])
+@pytest.mark.parametrize("t", [8, 12])
+def test_the_attention_sink_pays_for_its_bytes_both_ways(prompt: int, t: int) -> None:
+    device, cloud = make_device(seal_s_per_byte=1e-6), make_cloud()
+    link = make_link(uplink_bytes_per_s=5e4, downlink_bytes_per_s=1e4)
+    plan, request = ushape(12, 4, t, Codec.INT8), make_request(prompt_tokens=prompt)
+    priced = cost_of(plan, request, make_model(), device, link, cloud)
+    assert priced.ttft_s == pytest.approx(simulated_ttft_s(plan, prompt, 0, device, link, cloud), rel=1e-12)
 
 
 @given(

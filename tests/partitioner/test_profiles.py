@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given, settings
-from partitioner_factory import make_cloud, make_device, make_link, make_request, situations
+from partitioner_factory import drafting, make_cloud, make_device, make_link, make_request, pick, situations
 
 from splitglm_core.errors import InputError
 from splitglm_core.plan import Codec, Precision
@@ -60,6 +60,9 @@ def change(text: str, path: tuple[Any, ...], value: Any) -> str:
         (("precisions", 0, "times", "prefill"), [], "1 to 64 points"),
         (("precisions", 0, "times", "prefill", 0, "s_per_token"), [1e-3], "needs 12 layers"),
         (("precisions", 0, "times", "prefill", 0, "chunk_tokens"), 1, "outside"),
+        (("slowdown",), 0.0, "outside"),
+        (("seal_s_per_byte",), -1e-9, "outside"),
+        (("power",), {"compute_w": 1.0}, "lacks the field 'downlink_j_per_byte'"),
     ],
 )
 def test_a_malformed_device_profile_is_refused_with_the_place(path: tuple[Any, ...], value: Any, words: str) -> None:
@@ -79,6 +82,8 @@ def test_a_malformed_device_profile_is_refused_with_the_place(path: tuple[Any, .
         (("codecs",), ["gzip"], "one of fp32, bf16, int8"),
         (("price_per_layer_token",), -1.0, "outside"),
         (("queue_s",), 1e9, "outside"),
+        (("sweep_s",), -1.0, "outside"),
+        (("slowdown",), 1e6, "outside"),
     ],
 )
 def test_a_malformed_cloud_profile_is_refused_with_the_place(path: tuple[Any, ...], value: Any, words: str) -> None:
@@ -118,6 +123,16 @@ def test_contradictory_values_are_refused_when_built() -> None:
         Objective(latency=0.0)
     with pytest.raises(InputError, match="more than 4096 chunks"):
         make_request(prompt_tokens=5000, chunk_tokens=1)
+    with pytest.raises(InputError, match="more than 4096 chunks"):
+        make_request(prompt_tokens=5000, chunks=(1,))
+    with pytest.raises(InputError, match="lists a size twice"):
+        make_request(chunk_tokens=64, chunks=(32, 64))
+    with pytest.raises(InputError, match="further chunk sizes"):
+        make_request(chunks=tuple(range(1, 9)))
+    with pytest.raises(InputError, match="energy_budget_j"):
+        make_request(energy_budget_j=-1.0)
+    with pytest.raises(InputError, match="a drafter twice"):
+        pick(make_request(), drafts=(drafting(), drafting()))
     with pytest.raises(InputError, match="finite"):
         make_link(rtt_s=float("nan"))
     with pytest.raises(InputError, match="outside"):
