@@ -8,10 +8,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from splitglm_core.plan import Arm, SplitPlan
+from splitglm_partitioner.cloud_load import Load
 from splitglm_partitioner.governor import Vitals
 from splitglm_partitioner.observations import Outcome
 from splitglm_partitioner.profiles import LinkEstimate
 from splitglm_partitioner.request import Request, Situation, Warm
+from splitglm_partitioner.round_trips import MIN_REST_S
 from splitglm_sims.strategies.strategy import Probe
 from splitglm_sims.world import seen
 from splitglm_sims.world.account import Account, Pace
@@ -61,6 +63,15 @@ class Handset:
         self.sessions: dict[int, tuple[SplitPlan, int]] = {}  # by conversation: caches of which plan, how many tokens
         self._efforts = efforts or Efforts()
         self._machine = self._efforts.machine(scene.device.profile)
+
+    def load_at(self, now_s: float) -> Load:
+        """What the cloud says of its load when it is asked; a crowd's cloud replaces this by its own account."""
+        cloud = self.scene.cloud
+        return Load(
+            queue_s=cloud.queue_s.at(now_s),
+            sweep_s=cloud.profile.sweep_s,
+            slowdown=cloud.profile.slowdown * cloud.slowdown.at(now_s),
+        )
 
     def draws(self, job: int) -> Draws:
         return Draws(self.scene.seed, job, self.index)
@@ -156,13 +167,19 @@ class Handset:
         if kind is Probe.NONE:
             return now_s
         idle_s = self.link.idle_s(now_s)
-        round_trip_s = self._ping(draws, 0, now_s, PING_BYTES, PING_BYTES) - now_s
         account.used_link(now_s)
-        seen.round_trip(account, now_s + round_trip_s, round_trip_s, idle_s)
-        now_s += round_trip_s
-        if kind is Probe.ROUND_TRIP or round_trip_s >= TIMEOUTS.silence_s:
+        round_trip_s = 0.0
+        for place in range(2 if idle_s >= MIN_REST_S else 1):  # the first one may have to wake a radio
+            at_s = self._ping(draws, place, now_s, PING_BYTES, PING_BYTES)
+            round_trip_s = at_s - now_s
+            seen.round_trip(account, at_s, round_trip_s, idle_s if place == 0 else 0.0)
+            seen.hint(account, at_s, self.load_at(at_s))
+            now_s = at_s
+            if round_trip_s >= TIMEOUTS.silence_s:
+                return now_s
+        if kind is Probe.ROUND_TRIP:
             return now_s
-        for place, (up, down) in enumerate(((PROBE_BYTES, PING_BYTES), (PING_BYTES, PROBE_BYTES)), 1):
+        for place, (up, down) in enumerate(((PROBE_BYTES, PING_BYTES), (PING_BYTES, PROBE_BYTES)), 2):
             at_s = self._ping(draws, place, now_s, up, down)
             account.up_bytes += up
             account.down_bytes += down

@@ -9,7 +9,16 @@ from __future__ import annotations
 from typing import Final
 
 from splitglm_partitioner.bounds import MAX_SECONDS
-from splitglm_partitioner.observations import CloudStep, DevicePass, Direction, DraftRound, RoundTrip, Transfer
+from splitglm_partitioner.cloud_load import Load
+from splitglm_partitioner.observations import (
+    CloudHint,
+    CloudStep,
+    DevicePass,
+    Direction,
+    DraftRound,
+    RoundTrip,
+    Transfer,
+)
 from splitglm_partitioner.rates import MIN_TRANSFER_BYTES
 from splitglm_sims.world.account import Account
 from splitglm_sims.world.effort import Effort
@@ -82,6 +91,12 @@ def _transfer(at_s: float, direction: Direction, size: int, seconds: float, idle
 def round_trip(account: Account, at_s: float, seconds: float, idle_s: float) -> None:
     if account.told is not None:
         account.told.append(RoundTrip(at_s=at_s, seconds=seconds, idle_s=min(idle_s, MAX_SECONDS)))
+
+
+def hint(account: Account, at_s: float, load: Load) -> None:
+    """What the cloud said of itself in the answer to a ping."""
+    if account.told is not None:
+        account.told.append(CloudHint(at_s=at_s, queue_s=load.queue_s, sweep_s=load.sweep_s, slowdown=load.slowdown))
 
 
 def probed(account: Account, at_s: float, up_bytes: int, down_bytes: int, seconds: float) -> None:
