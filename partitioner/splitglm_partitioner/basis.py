@@ -110,7 +110,7 @@ def basis_of(grid: Grid, device: DeviceProfile, cloud: CloudProfile | None) -> B
     return _basis_of(grid, device.active.times, device.codecs, cloud.times, cloud.served.start)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=128)
 def _basis_of(
     grid: Grid, device: LayerTimes, codecs: tuple[CodecTime, ...], cloud: LayerTimes | None, first_served: int
 ) -> Basis:
@@ -163,27 +163,27 @@ def _spread(sums: Seconds, first_served: int, layers: int) -> Seconds:
 
 
 @lru_cache(maxsize=1024)
-def chunk_amounts(basis: Basis, rows: int) -> Seconds:
+def chunk_amounts(layout: Layout, device: LayerTimes, cloud: LayerTimes | None, rows: int) -> Seconds:
     """Amounts of a pass over ``rows`` positions that go up and come down, from an empty cache; ``[quantities]``."""
-    of, out = basis.layout.of, np.zeros(len(basis.layout))
+    of, out = layout.of, np.zeros(len(layout))
     for name in ("embed", "encode", "seal_row", "up_row", "down_row", "decode", "open_row"):
         out[of[name]] = rows
     for name in ("seal_record", "open_record", "overhead"):
         out[of[name]] = 1.0
-    out[of["front_points"]] = out[of["tail_points"]] = basis.device.weights(rows)
-    if basis.cloud is not None:
-        out[of["back_points"]] = basis.cloud.weights(rows)
+    out[of["front_points"]] = out[of["tail_points"]] = device.weights(rows)
+    if cloud is not None:
+        out[of["back_points"]] = cloud.weights(rows)
     out.setflags(write=False)
     return out
 
 
 @lru_cache(maxsize=256)
-def round_amounts(basis: Basis, most_rows: int) -> Seconds:
+def round_amounts(layout: Layout, device: LayerTimes, cloud: LayerTimes | None, most_rows: int) -> Seconds:
     """Amounts of decode steps of 1, 2, ..., ``most_rows`` positions at a context of 1; ``[most_rows, quantities]``."""
-    of, out = basis.layout.of, np.array([chunk_amounts(basis, 1 + extra) for extra in range(most_rows)])
-    out[:, basis.layout.lag] = 1.0
+    of, out = layout.of, np.array([chunk_amounts(layout, device, cloud, 1 + extra) for extra in range(most_rows)])
+    out[:, layout.lag] = 1.0
     further = np.arange(most_rows, dtype=np.float64)[:, None]
-    out[:, basis.layout.head] = further + 1.0
+    out[:, layout.head] = further + 1.0
     for name in ("front", "back", "tail"):
         out[:, of[f"{name}_pass"]] = 1.0
         out[:, of[f"{name}_row"]] = further
@@ -192,7 +192,7 @@ def round_amounts(basis: Basis, most_rows: int) -> Seconds:
 
 
 @lru_cache(maxsize=256)
-def fixed_amounts(basis: Basis, fresh: bool, sink_answered: bool) -> tuple[Seconds, Seconds, Seconds, Seconds]:
+def fixed_amounts(layout: Layout, fresh: bool, sink_answered: bool) -> tuple[Seconds, Seconds, Seconds, Seconds]:
     """What a prefill has besides its chunks; each ``[quantities]``.
 
     Args:
@@ -202,7 +202,7 @@ def fixed_amounts(basis: Basis, fresh: bool, sink_answered: bool) -> tuple[Secon
         What comes with the first chunk; what growth comes with a unit of tokens times context; what follows the last
         chunk of a plan without a tail; and with a tail.
     """
-    layout, of = basis.layout, basis.layout.of
+    of = layout.of
     first, context, shallow, deep = np.zeros((4, len(layout)))
     for name in ("seal_sink", "up_sink", "down_sink", "open_sink"):
         first[of[name]] = fresh

@@ -146,7 +146,7 @@ def _rounds(shape: _Shape, basis: Basis, situation: Situation, tokens: list[floa
     return Rounds(shape.choices, (shape.drafted + 1.0) * scale, amounts, shape.barred, shape.alone)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=128)
 def _shape(basis: Basis, plain: bool, uses: tuple[_Use, ...]) -> _Shape:
     """Decoding token by token if ``plain``, and the lengths of each of ``uses``."""
     pairs = [(use, length) for use in uses for length in use.lengths]
@@ -165,7 +165,7 @@ def _shape(basis: Basis, plain: bool, uses: tuple[_Use, ...]) -> _Shape:
     return _Shape(
         choices=tuple(choices),
         drafted=np.array(drafted, dtype=np.float64),
-        amounts=round_amounts(basis, max(drafted) + 1)[drafted],
+        amounts=round_amounts(basis.layout, basis.device, basis.cloud, max(drafted) + 1)[drafted],
         one_for_all=np.array(front + saving),
         shared_layers=np.array(front + layers),
         shared=np.array(front + shared),

@@ -134,6 +134,7 @@ class Prefill:
 
     Attributes:
         whole: amounts of all chunks of a run together, ``[runs, quantities]``.
+        weights: seconds per quantity up to each knot, then before it, ``[runs, links, 2 * knots, quantities]``.
         shallow, deep: amounts that follow the last chunk, of plans without and with a tail, ``[runs, quantities]``.
         knots: jobs looked at.
     """
@@ -147,14 +148,15 @@ class Prefill:
         rates: Seconds,
     ) -> None:
         self.basis, self.links, self.rates = basis, links, rates
-        prompt = situation.request.prompt_tokens
+        prompt, layout = situation.request.prompt_tokens, basis.layout
         jobs = [-((cached - prompt) // chunk) for chunk, cached in runs]
         lasts = [prompt - cached - (n - 1) * chunk for n, (chunk, cached) in zip(jobs, runs, strict=True)]
         growing = _grows(basis.device) or (basis.cloud is not None and _grows(basis.cloud))
-        fixed = [fixed_amounts(basis, run.cached_tokens == 0, prompt == 1) for run in runs]
+        fixed = [fixed_amounts(layout, run.cached_tokens == 0, prompt == 1) for run in runs]
+        times = layout, basis.device, basis.cloud
         amounts = []
         for run, last, (first, context, _, _) in zip(runs, lasts, fixed, strict=True):
-            rows = [chunk_amounts(basis, min(run.chunk_tokens, prompt)), chunk_amounts(basis, last), first]
+            rows = [chunk_amounts(*times, min(run.chunk_tokens, prompt)), chunk_amounts(*times, last), first]
             amounts.append([*rows, context] if growing else rows)
         self.amounts = np.array(amounts)
         if growing:
@@ -165,7 +167,9 @@ class Prefill:
             self.knots = max(most_knots(n) for n in jobs)
             counts = [knots_of(n, self.knots) for n in jobs]
         self.counts = np.array(counts)
-        self.whole: Seconds = (self.counts[:, self.knots - 1, None, :] @ self.amounts)[:, 0]
+        sums = self.counts @ self.amounts
+        self.whole: Seconds = sums[:, self.knots - 1]
+        self.weights: Seconds = sums[:, None] * rates[:, None]
         self.shallow = np.array([after for _, _, after, _ in fixed])
         self.deep = np.array([after for _, _, _, after in fixed])
         self.waits = self._waits([run.cached_tokens for run in runs], prompt)
@@ -199,10 +203,10 @@ class Prefill:
 
     def columns(self, first: int, stop: int) -> tuple[Seconds, Seconds]:
         """Time to first token ``[runs, links, plans]``; when the first chunk leaves the front ``[runs, 1, plans]``."""
-        basis, layout, k = self.basis, self.basis.layout, self.knots
+        basis, layout, k, links = self.basis, self.basis.layout, self.knots, len(self.links)
         matrix = basis.matrix[:, first:stop]
-        front = self._work(layout.front, self.rates[:1], matrix, slice(0, k))
-        up = self._work(layout.up, self.rates, matrix, slice(0, 2 * k))
+        front = self._work(layout.front, 1, matrix, slice(0, k))
+        up = self._work(layout.up, links, matrix, slice(0, 2 * k))
         arrive = front - up[..., k:, :]
         self._first_upload(arrive[..., 0, :], first, stop)
         for i in range(1, k):
@@ -210,7 +214,7 @@ class Prefill:
         arrive += up[..., :k, :]
         after = self._after(self.shallow, matrix)
         cut = min(max(basis.grid.deep_start - first, 0), stop - first)
-        back = self._work(layout.back, self.rates[:1], matrix, slice(k - 1 if cut == stop - first else 0, 2 * k))
+        back = self._work(layout.back, 1, matrix, slice(k - 1 if cut == stop - first else 0, 2 * k))
         ttft_s = last_leaves(arrive, back[..., -k - 1, :], back[..., -k:, :])
         ttft_s += after
         if cut < stop - first:
@@ -235,18 +239,17 @@ class Prefill:
         """
         layout, k = self.basis.layout, self.knots
         arrive = leaving(arrive, back[..., :k, :], back[..., k:, :])
-        down = self._work(layout.down, self.rates, matrix, slice(0, 2 * k))
+        down = self._work(layout.down, len(self.links), matrix, slice(0, 2 * k))
         arrive = leaving(arrive, down[..., :k, :], down[..., k:, :])
-        tail = self._work(layout.tail, self.rates[:1], matrix, slice(k - 1, 2 * k))
+        tail = self._work(layout.tail, 1, matrix, slice(k - 1, 2 * k))
         lag = self.rates[:, layout.lag].sum(axis=-1)[:, None]
         ready = np.maximum((arrive - tail[..., 1:, :]).max(axis=-2), front[..., -1, :] - lag)
         out: Seconds = ready + tail[..., 0, :] + self._after(self.deep, matrix)
         return out
 
-    def _work(self, place: slice, rates: Seconds, matrix: Seconds, rows: slice) -> Seconds:
-        """A machine's seconds up to each knot and before it, ``[runs, links, knots, plans]``."""
-        weights = self.amounts[:, None, :, place] * rates[:, None, place]
-        out: Seconds = (self.counts[:, None, rows] @ weights) @ matrix[place]
+    def _work(self, place: slice, links: int, matrix: Seconds, rows: slice) -> Seconds:
+        """A machine's seconds up to each knot and before it, over ``links``; ``[runs, links, knots, plans]``."""
+        out: Seconds = self.weights[:, :links, rows, place] @ matrix[place]
         return out
 
     def _after(self, amounts: Seconds, matrix: Seconds) -> Seconds:

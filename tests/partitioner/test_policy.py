@@ -24,6 +24,7 @@ from partitioner_factory import (
 from splitglm_core.errors import InputError, NoFeasiblePlan, PromptTooLong
 from splitglm_core.plan import Arm, Codec, HeadSide, Privacy, SplitPlan
 from splitglm_core.ranges import LayerRange
+from splitglm_partitioner import pricing
 from splitglm_partitioner.arms import choices_of, enumerate_arms
 from splitglm_partitioner.constraints import Constraint
 from splitglm_partitioner.cost import cost_of
@@ -326,3 +327,17 @@ def test_energy_counts_only_where_the_device_states_its_power(changes: dict[str,
 @pytest.mark.parametrize("constraint", list(Constraint))
 def test_every_constraint_has_a_remedy(constraint: Constraint) -> None:
     assert constraint.remedy
+
+
+@settings(max_examples=40, deadline=None)
+@given(situations())
+def test_pricing_in_turns_to_spare_memory_changes_no_choice(x: Situation) -> None:
+    """A prompt of thousands of chunks that each cost more than the last is priced some plans at a time."""
+    whole = decide_or_none(x)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pricing, "_MOST_CELLS", 200)
+        in_turns = decide_or_none(x)
+    assert (whole is None) == (in_turns is None)
+    if whole is not None and in_turns is not None:
+        assert in_turns.value == pytest.approx(whole.value, rel=1e-12)
+        assert {c.plan.arm for c in choices(in_turns)} == {c.plan.arm for c in choices(whole)}
