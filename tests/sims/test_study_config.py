@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from splitglm_core.plan import Privacy
 from splitglm_sims.links.fitted import Use, class_names
 from splitglm_sims.presets.machines import cloud_preset, device_preset
 from splitglm_sims.strategies.facts import Facts
-from splitglm_sims.strategies.registry import make_strategy
+from splitglm_sims.strategies.registry import make_strategy, strategy_names
 from splitglm_sims.study.build import drafts_of
 from splitglm_sims.study.config import Compare, Role, StudyConfig, parse_study, study_of
 from splitglm_sims.study.load import STUDIES, load_study
@@ -190,3 +191,11 @@ def test_every_fixed_arm_takes_part_where_privacy_allows_it(tmp_path: Path) -> N
     assert added["cloud"].privacy == (Privacy.OPEN,)
     assert any(entry.privacy == (Privacy.OPEN, Privacy.NO_TEXT) for entry in added.values())
     assert study_of(plain_config(config), "again") == config
+
+
+def test_the_study_of_the_documents_is_one() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "simulation.md").read_text(encoding="utf-8")
+    [text] = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    study = parse_study(text, "docs/simulation.md")
+    assert {entry.name for entry in study.strategies} <= set(strategy_names())
+    assert device_preset(study.device) and cloud_preset(study.cloud)

@@ -243,3 +243,23 @@ def test_curves_reach_the_report(section: Section) -> None:
         assert one.total.cdf.y[-1] == 1.0 and list(one.total.cdf.y) == sorted(one.total.cdf.y)
         expected = np.cumsum([np.mean([one.totals.value[i] / 6 - seed for i, seed in enumerate((1, 2))])] * 6)
         assert one.cumulative.y == pytest.approx(tuple(expected))
+
+
+def test_every_strategy_is_held_against_a_clairvoyant_one_that_took_part(tmp_path: Path) -> None:
+    text = SMALL + '\n[[strategies]]\nname = "oracle"\nlabel = "device-oracle"\n'
+
+    def seen(study: LoadedStudy, cell: Cell) -> Columns:
+        if cell.strategy.name != "oracle":
+            return made_up(study, cell)
+        asked = tuple(job(index) for index in range(6))
+        builder = ColumnsBuilder()
+        builder.add((record(index, 0.8 * cell.seed, None, "cloud") for index in range(6)), asked, LINK)
+        return builder.build()
+
+    run_study(small_study(tmp_path, text), tmp_path / "out", simulate=seen)
+    by_label = {one.label: one for one in Section.of(tmp_path / "out").groups[0].strategies}
+    assert by_label["device-only"].over_oracle.estimate == pytest.approx(1.3 / 0.8 - 1.0)
+    assert by_label["device-oracle"].over_oracle.estimate == pytest.approx(0.0)
+    assert not by_label["device-oracle"].regret.known
+    line = by_label["device-only"].cumulative_over_oracle
+    assert line.y == pytest.approx([0.5 * 1.5 * request for request in range(1, 7)])

@@ -68,24 +68,32 @@ def distributions(group: Group) -> str:
 
 
 def regret_curves(group: Group) -> str:
-    """Cumulative regret over requests; empty where nobody looked for the best."""
-    lines = [one for one in shown(group) if one.cumulative.x]
-    if not lines:
+    """Cumulative regret over requests, by each yardstick that the study has; empty where it has none."""
+    every: tuple[tuple[str, Callable[[StrategySummary], Curve]], ...] = (
+        ("beyond the best plan in one's own state", lambda one: one.cumulative),
+        ("beyond the clairvoyant strategy's own run", lambda one: one.cumulative_over_oracle),
+    )
+    panels = [(title, curve_of) for title, curve_of in every if any(curve_of(one).x for one in shown(group))]
+    if not panels:
         return ""
 
     def draw(figure: Figure) -> None:
-        axes = figure.subplots()
-        for number, one in enumerate(shown(group)):
-            if one.cumulative.x:
-                axes.plot(one.cumulative.x, one.cumulative.y, label=one.label, **_style(one, number))
-        axes.set_xlabel("requests")
-        axes.set_ylabel("cumulative regret")
-        ends = [abs(one.cumulative.y[-1]) for one in lines]
-        if max(ends) > 30.0 * min(ends):  # a line that is best by far would lie on the axis
-            axes.set_yscale("symlog", linthresh=max(1e-3, min(ends)))
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        for panel, (title, curve_of) in zip(axes, panels, strict=True):
+            ends = []
+            for number, one in enumerate(shown(group)):
+                curve = curve_of(one)
+                if curve.x:
+                    panel.plot(curve.x, curve.y, label=one.label, **_style(one, number))
+                    ends.append(abs(curve.y[-1]))
+            panel.set_xlabel("requests")
+            panel.set_title(title, fontsize="medium")
+            if max(ends) > 30.0 * min(ends):  # a line that is best by far would lie on the axis
+                panel.set_yscale("symlog", linthresh=max(1e-3, 0.01 * max(ends)))
+        axes[0].set_ylabel("cumulative cost")
+        axes[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
-    return _svg(draw, f"regret {group.name}", width=8.0, height=2.9)
+    return _svg(draw, f"regret {group.name}", width=4.0 * len(panels) + 2.5, height=3.1)
 
 
 def time_line(group: Group) -> str:

@@ -170,6 +170,7 @@ def _plain_strategy(one: StrategySummary) -> dict[str, Any]:
         "failed": dict(one.failures),
         "mean_value": _known(one.mean_value),
         "regret": _plain_interval(one.regret),
+        "over_clairvoyant": _plain_interval(one.over_oracle),
         **{
             name: {"p50_s": _known(spread.p50_s), "p95_s": _known(spread.p95_s), "p99_s": _known(spread.p99_s)}
             for name, spread in spreads.items()

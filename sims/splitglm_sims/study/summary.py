@@ -12,10 +12,12 @@ import numpy as np
 
 from splitglm_core.errors import InputError
 from splitglm_core.plan import Privacy
+from splitglm_sims.strategies.registry import registered, strategy_names
 from splitglm_sims.study.columns import ARMS, Columns
 from splitglm_sims.study.config import LinkEntry, Role, StrategyEntry
 from splitglm_sims.study.regret import SeedTotals, cumulative_regret, regret
 from splitglm_sims.study.statistics import (
+    UNKNOWN,
     Curve,
     Floats,
     Interval,
@@ -23,6 +25,7 @@ from splitglm_sims.study.statistics import (
     distribution,
     prediction_error,
     quantiles,
+    ratio_of_sums,
     thinned,
 )
 from splitglm_sims.study.store import Cell, Results, privacy_word
@@ -52,6 +55,9 @@ class StrategySummary:
         totals: by seed.
         regret: per request, against the best plan in the strategy's own state; unknown where nobody looked.
         cumulative: mean over seeds of the regret up to each request.
+        over_oracle: sum of cost over that of a clairvoyant strategy that took part, minus 1: another yardstick, for the
+            clairvoyant has gone its own way and stands elsewhere at each request. Unknown where none took part.
+        cumulative_over_oracle: likewise, up to each request.
         ttft, per_token, total: of answered requests.
         uplink_bytes, downlink_bytes, energy_j, price: means per request; NaN where unknown.
         late: share of the requests with a deadline that missed it, or had no answer; NaN without any.
@@ -69,6 +75,8 @@ class StrategySummary:
     totals: SeedTotals
     regret: Interval
     cumulative: Curve
+    over_oracle: Interval
+    cumulative_over_oracle: Curve
     ttft: Spread
     per_token: Spread
     total: Spread
@@ -154,10 +162,12 @@ def groups(
 def _group(results: Results, key: tuple[LinkEntry, str, Privacy | None, int], members: list[Cell]) -> Group:
     summaries: list[StrategySummary] = []
     timeline: Timeline | None = None
+    told = next((cell.strategy for cell in members if _clairvoyant(cell.strategy)), None)
+    oracle = [_by_job(results.read(cell)) for cell in members if cell.strategy == told]
     for entry, found in groupby(members, lambda cell: cell.strategy):
         own = list(found)
         columns = [results.read(cell) for cell in own]
-        summaries.append(summarise(entry, columns))
+        summaries.append(summarise(entry, columns, oracle))
         if timeline is None and entry.role is Role.JUDGED and not key[3]:
             timeline = _timeline(entry.label, own[0].seed, columns[0])
     counts = {summary.requests for summary in summaries}
@@ -174,8 +184,8 @@ def _group(results: Results, key: tuple[LinkEntry, str, Privacy | None, int], me
     )
 
 
-def summarise(entry: StrategyEntry, seeds: Sequence[Columns]) -> StrategySummary:
-    """One strategy's cells of a group, one per seed."""
+def summarise(entry: StrategyEntry, seeds: Sequence[Columns], oracle: Sequence[Floats] = ()) -> StrategySummary:
+    """One strategy's cells of a group, one per seed; ``oracle``: by seed, a clairvoyant strategy's costs by job."""
 
     def joined(name: str) -> Floats:
         return np.concatenate([columns[name].astype(np.float64) for columns in seeds])
@@ -193,7 +203,9 @@ def summarise(entry: StrategyEntry, seeds: Sequence[Columns]) -> StrategySummary
         mean_value=_mean(joined("value")),
         totals=totals,
         regret=regret(totals),
-        cumulative=_mean_cumulative(seeds) if looked else Curve((), ()),
+        cumulative=_mean_line([(c["value"], c["best_value"]) for c in seeds]) if looked else Curve((), ()),
+        over_oracle=_over(seeds, oracle),
+        cumulative_over_oracle=_mean_line([(_by_job(c), base) for c, base in zip(seeds, oracle, strict=False)]),
         ttft=_spread(ttft_s[answered]),
         per_token=_spread(per_token_s[answered]),
         total=_spread(total_s[answered]),
@@ -203,8 +215,8 @@ def summarise(entry: StrategyEntry, seeds: Sequence[Columns]) -> StrategySummary
         price=_mean(joined("price")),
         late=_mean(((total_s > deadline_s) | ~answered)[np.isfinite(deadline_s)].astype(np.float64)),
         probe_share=_share(float(joined("probe_s").sum()), float(total_s.sum())),
-        arms=tuple(_mean(1.0 * (joined("arm") == i)) for i in range(len(ARMS))),
-        drafted=_mean(1.0 * (joined("draft_tokens") > 0)),
+        arms=tuple(_mean((joined("arm") == i).astype(np.float64)) for i in range(len(ARMS))),
+        drafted=_mean((joined("draft_tokens") > 0).astype(np.float64)),
         ttft_error=prediction_error(joined("predicted_ttft_s")[answered], ttft_s[answered]),
         per_token_error=prediction_error(joined("predicted_per_token_s")[answered], per_token_s[answered]),
         facts=_mean_facts(seeds),
@@ -224,11 +236,27 @@ def _failures(seeds: Sequence[Columns]) -> tuple[tuple[str, int], ...]:
     return tuple(sorted((reason, count) for reason, count in found.items() if count))
 
 
-def _mean_cumulative(seeds: Sequence[Columns]) -> Curve:
-    """Over the requests that every seed has."""
-    shortest = min(map(len, seeds))
-    rows = [cumulative_regret(columns["value"][:shortest], columns["best_value"][:shortest]) for columns in seeds]
-    return thinned(np.mean(rows, axis=0))
+def _mean_line(seeds: Sequence[tuple[Floats, Floats]]) -> Curve:
+    """Mean over seeds of the regret up to each request that every seed has; of pairs of costs and best costs."""
+    shortest = min((len(value) for value, _ in seeds), default=0)
+    rows = [cumulative_regret(value[:shortest], best[:shortest]) for value, best in seeds]
+    return thinned(np.mean(rows, axis=0)) if rows else Curve((), ())
+
+
+def _by_job(columns: Columns) -> Floats:
+    value: Floats = columns["value"][np.argsort(columns["job"], kind="stable")]
+    return value
+
+
+def _over(seeds: Sequence[Columns], oracle: Sequence[Floats]) -> Interval:
+    if len(seeds) != len(oracle):
+        return UNKNOWN
+    return ratio_of_sums([c["value"].sum() for c in seeds], [values.sum() for values in oracle]).shifted(-1.0)
+
+
+def _clairvoyant(entry: StrategyEntry) -> bool:
+    """False for somebody's own strategy: a report imports nothing that a folder names."""
+    return entry.name in strategy_names() and registered(entry.name).clairvoyant
 
 
 def _mean_facts(seeds: Sequence[Columns]) -> tuple[tuple[str, float], ...]:

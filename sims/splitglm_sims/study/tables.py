@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from splitglm_core.errors import InputError
 from splitglm_sims.links.fitted import Use, link_class
-from splitglm_sims.strategies.registry import registered
+from splitglm_sims.strategies.registry import registered, strategy_names
 from splitglm_sims.study.columns import ARMS
 from splitglm_sims.study.config import LinkEntry, Role, StrategyEntry, StudyConfig
 from splitglm_sims.study.goals import Verdict
@@ -104,7 +104,14 @@ def reference(group: Group) -> StrategySummary:
 def times(group: Group) -> Table:
     """Cost and time of each strategy of a group."""
     header = (
-        *("strategy", "cost per request", "regret", "TTFT s p50 / p95", "further token s p50 / p95"),
+        *(
+            "strategy",
+            "cost per request",
+            "regret",
+            "over clairvoyant",
+            "TTFT s p50 / p95",
+            "further token s p50 / p95",
+        ),
         *("answer s p50 / p95", "late %", "requests", "failed"),
     )
     rows = tuple(
@@ -112,6 +119,7 @@ def times(group: Group) -> Table:
             one.label,
             number(one.mean_value),
             interval(one.regret),
+            interval(one.over_oracle),
             _spread(one.ttft),
             _spread(one.per_token),
             _spread(one.total),
@@ -167,10 +175,9 @@ def _error(error: PredictionError) -> str:
 
 def _strategy(entry: StrategyEntry) -> tuple[str, ...]:
     options = ", ".join(f"{name}={value}" for name, value in entry.options)
-    try:
-        known = registered(entry.name)
-    except InputError:  # somebody's own, which this machine does not have
+    if entry.name not in strategy_names():  # somebody's own: a report imports nothing that a folder names
         return (entry.label, entry.role.value, f"{entry.name} {options}".strip(), NONE, NONE, NONE)
+    known = registered(entry.name)
     about = f"{known.about} ({options})" if options else known.about
     marks = ("yes" if known.lossy else "no", "yes" if known.clairvoyant else "no")
     return (entry.label, entry.role.value, about, known.source, *marks)
