@@ -212,7 +212,7 @@ def test_a_crowd_shares_one_cloud_and_its_strategies_meet_the_same_requests(tmp_
     by_size: dict[int, list[Columns]] = {}
     for cell in results.cells():
         by_size.setdefault(cell.devices, []).append(results.read(cell))
-    for size, same in by_size.items():
+    for same in by_size.values():
         asked = [sorted(zip(c["device"].tolist(), c["job"].tolist(), c["at_s"].tolist(), strict=True)) for c in same]
         assert asked[0] == asked[1] == asked[2] and len({device for device, _, _ in asked[0]}) > 1
         assert [c.facts["cloud busy %"] > 0.0 for c in same] == [True, False, True]
