@@ -197,9 +197,10 @@ def main() -> None:
     header = ("world", "devices", "requests", "tokens", "failed", "CPU s", "requests/s", "tokens/s", "events/s")
     table = markdown_table((*header, "million requests/h", "cloud busy", "peak RSS MiB"), rows)
     what = (
-        f"Device {DEVICE}, cloud {CLOUD}, link {LINK}. Prompts of 40 to 600 tokens, answers of 16 to 112. Events are "
-        "those of the crowd's clock; what happens while nothing else can needs none. A lone device's reply is arithmetic "
-        f"between two events. Goal: {GOAL_PER_HOUR / 1e6:g} million requests an hour on one core, 10,000 devices in one world."
+        f"Device {DEVICE}, cloud {CLOUD}, link {LINK}. Prompts of 40 to 600 tokens, answers of 16 to 112. "
+        "Events are those of the crowd's clock; what happens while nothing else can needs none. "
+        "A lone device's reply is arithmetic between two events. "
+        f"Goal: {GOAL_PER_HOUR / 1e6:g} million requests an hour on one core; 10,000 devices in one world."
     )
     write_report(
         "simulation",

@@ -11,6 +11,8 @@ from splitglm_cloud.engine.boarding import SweepLimits
 from splitglm_cloud.gateway.load import LoadLimits
 from splitglm_core.errors import InputError
 from splitglm_core.plan import SplitPlan
+from splitglm_partitioner.observations import CloudHint
+from splitglm_sims.strategies.strategy import Probe
 from splitglm_sims.world.crowd import CrowdResult, CrowdScene, run_crowd
 from splitglm_sims.world.lone import run_lone
 from splitglm_sims.world.scene import CloudScene, Scene
@@ -77,6 +79,17 @@ def test_a_cloud_that_refuses_is_asked_again_and_then_done_without() -> None:
     assert any((record.outcome.price or 0.0) >= 1e-6 * LAYERS * 400 for record in records)
     patient = among(40, world, CLOUD_ONLY, spread_s=0.5, load=LoadLimits(max_queue_s=1e3, max_wait_s=1e3))
     assert patient.refusals == patient.expired == 0
+
+
+def test_the_cloud_says_how_loaded_it_is() -> None:
+    world = scene(jobs=jobs(3, prompt=200, new=40, every_s=2.0), cloud=CloudScene(profile=cloud_profile(2e-3)))
+    strategies = [OnePlan(split(2), Probe.ROUND_TRIP) for _ in range(40)]
+    crowd = CrowdScene(devices=40, device=lambda _: world, cloud=world.cloud)
+    run_crowd(crowd, strategies.__getitem__)
+    hints = [one for strategy in strategies for one in strategy.told if isinstance(one, CloudHint)]
+    assert hints[0].slowdown == 1.0 and hints[0].queue_s == 0.0
+    assert max(hint.slowdown for hint in hints) > 1.2
+    assert max(hint.queue_s for hint in hints) > 0.0
 
 
 def test_small_sweeps_make_long_waits() -> None:

@@ -29,7 +29,15 @@ from splitglm_core.errors import InputError
 from splitglm_core.plan import Arm, Codec, Privacy, SplitPlan
 from splitglm_partitioner.arms import enumerate_arms
 from splitglm_partitioner.drafts import DraftStatistics
-from splitglm_partitioner.observations import CloudStep, DevicePass, DraftRound, ReplyEnded, RoundTrip, Transfer
+from splitglm_partitioner.observations import (
+    CloudHint,
+    CloudStep,
+    DevicePass,
+    DraftRound,
+    ReplyEnded,
+    RoundTrip,
+    Transfer,
+)
 from splitglm_sims.strategies.strategy import Probe, Task
 from splitglm_sims.traces import RateTrace
 from splitglm_sims.world.course import Course
@@ -225,7 +233,7 @@ def test_a_radio_that_rested_costs_its_promotion_once() -> None:
 
 def test_probes_cost_the_request_their_time_and_are_told() -> None:
     none = run_lone(scene(), OnePlan(CLOUD_ONLY))[0]
-    for kind, kinds in ((Probe.ROUND_TRIP, {RoundTrip}), (Probe.RATES, {RoundTrip, Transfer})):
+    for kind, kinds in ((Probe.ROUND_TRIP, {RoundTrip, CloudHint}), (Probe.RATES, {RoundTrip, CloudHint, Transfer})):
         strategy = OnePlan(CLOUD_ONLY, kind)
         record = run_lone(scene(jobs=jobs(1)), strategy)[0]
         assert record.probe_s >= 0.04

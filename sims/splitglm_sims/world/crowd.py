@@ -24,10 +24,11 @@ from splitglm_sims.world.effort import Efforts
 from splitglm_sims.world.handset import Handset
 from splitglm_sims.world.judging import forbidden
 from splitglm_sims.world.lone import check_jobs, decided, settle, tell
+from splitglm_sims.world.order import Order
 from splitglm_sims.world.record import Record
 from splitglm_sims.world.reply import on_device, run_reply
 from splitglm_sims.world.scene import CloudScene, Scene
-from splitglm_sims.world.sweeping import Order, SweptCloud
+from splitglm_sims.world.sweeping import SweptCloud
 from splitglm_sims.world.trial import conclude
 
 
@@ -97,7 +98,7 @@ def run_crowd(crowd: CrowdScene, make_strategy: Callable[[int], Strategy]) -> Cr
         if strategy.clairvoyant:
             raise InputError("a clairvoyant strategy has no place in a crowd: what comes depends on the others")
         check_jobs(scene)
-        world.devices.append(_Device(world, Handset(scene, index, efforts), strategy))
+        world.devices.append(_Device(world, Handset(scene, index, efforts, world.cloud.said.at), strategy))
     return world.run()
 
 

@@ -13,10 +13,11 @@ from splitglm_edge.patience import Patience
 from splitglm_partitioner.profiles import LinkEstimate
 from splitglm_sims.world.draws import Draws, What
 from splitglm_sims.world.link import Link
+from splitglm_sims.world.order import Order
 from splitglm_sims.world.outage import TIMEOUTS
 from splitglm_sims.world.port import Answer, Leg, Port, Step
 from splitglm_sims.world.scene import LinkScene
-from splitglm_sims.world.sweeping import Order, SweptCloud
+from splitglm_sims.world.sweeping import SweptCloud
 
 
 class Clock(Protocol):
@@ -61,7 +62,8 @@ class CrowdPort(Port):
         self._patience = Patience(TIMEOUTS.busy_s)
         self._asked = 0
         self._started = math.inf  # of a stream: when the device had its first token
-        self._stream_bytes = 0
+        self._first = (0.0, 0.0, 0.0, 0.0)  # its waits, computing and wire seconds
+        self._rounds = self._rows = self._stream_bytes = 0
         self.closed = False
 
     def send(self, now_s: float, step: Step) -> None:
@@ -135,10 +137,6 @@ class CrowdPort(Port):
             self._clock.work()
         else:
             self.refused(order, refusal, now_s)
-
-    _first = (0.0, 0.0, 0.0, 0.0)
-    _rounds = 0
-    _rows = 0
 
     def _answer(self, order: Order, at_s: float, down_s: float, down_bytes: int) -> None:
         streams = order.step.stream is not None

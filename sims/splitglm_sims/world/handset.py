@@ -5,6 +5,7 @@ All state of a device is here and can be copied, so that a counterfactual begins
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from splitglm_core.plan import Arm, SplitPlan
@@ -53,19 +54,27 @@ class Handset:
     Args:
         device: its index in a crowd; part of the key of its luck.
         efforts: what plans ask of machines, shared by the devices of a crowd.
+        load_at: what the cloud says of its load when it is asked; None for what the scene says.
     """
 
-    def __init__(self, scene: Scene, device: int = 0, efforts: Efforts | None = None) -> None:
+    def __init__(
+        self,
+        scene: Scene,
+        device: int = 0,
+        efforts: Efforts | None = None,
+        load_at: Callable[[float], Load] | None = None,
+    ) -> None:
         self.scene = scene
         self.index = device
         self.link = Link(scene.link)
         self.believed = first_estimate(scene.link)
         self.sessions: dict[int, tuple[SplitPlan, int]] = {}  # by conversation: caches of which plan, how many tokens
         self._efforts = efforts or Efforts()
+        self._load_at = load_at or self._own_load_at
         self._machine = self._efforts.machine(scene.device.profile)
 
-    def load_at(self, now_s: float) -> Load:
-        """What the cloud says of its load when it is asked; a crowd's cloud replaces this by its own account."""
+    def _own_load_at(self, now_s: float) -> Load:
+        """What a cloud says of its load that comes from outside."""
         cloud = self.scene.cloud
         return Load(
             queue_s=cloud.queue_s.at(now_s),
@@ -173,7 +182,7 @@ class Handset:
             at_s = self._ping(draws, place, now_s, PING_BYTES, PING_BYTES)
             round_trip_s = at_s - now_s
             seen.round_trip(account, at_s, round_trip_s, idle_s if place == 0 else 0.0)
-            seen.hint(account, at_s, self.load_at(at_s))
+            seen.hint(account, at_s, self._load_at(at_s))
             now_s = at_s
             if round_trip_s >= TIMEOUTS.silence_s:
                 return now_s

@@ -15,7 +15,7 @@ import numpy as np
 
 from splitglm_cloud.engine.carousel import Carousel, SweepLimits
 from splitglm_cloud.engine.events import Owner
-from splitglm_cloud.engine.slots import DECODE_ROWS, MAX_WORK_ROWS
+from splitglm_cloud.engine.slots import MAX_WORK_ROWS
 from splitglm_cloud.engine.stats import EngineStats
 from splitglm_cloud.engine.work import Segment, Work
 from splitglm_cloud.gateway.load import Claim, LoadGate, LoadLimits
@@ -23,63 +23,15 @@ from splitglm_cloud.gateway.refusal import Refusal
 from splitglm_cloud.gateway.speed import Speed, layer_seconds
 from splitglm_core.criticality import Criticality
 from splitglm_core.errors import InternalError
-from splitglm_core.ranges import LayerRange
 from splitglm_partitioner.profiles import CloudProfile
 from splitglm_sims.world.course import Course
 from splitglm_sims.world.drafting import kept_tokens
-from splitglm_sims.world.draws import Draws
-from splitglm_sims.world.port import Leg, Step
+from splitglm_sims.world.order import Order
+from splitglm_sims.world.said_load import SaidLoad
 from splitglm_wire.frames import ErrorCode
 
 FEW_ROWS = 32
 """A reply under way goes on in steps of no more rows; a larger one is (more of) a prompt."""
-
-
-@dataclass(slots=True, eq=False)
-class Order:
-    """A step in the cloud.
-
-    Attributes:
-        done: rows that have passed every layer.
-        tokens: of a stream, so far.
-        drafted: of the round of a stream that is under way.
-        boarded_s: when the part that rides boarded; NaN while it waits.
-    """
-
-    session: int
-    step: Step
-    leg: Leg
-    layers: LayerRange
-    draws: Draws
-    offered_s: float = 0.0
-    done: int = 0
-    tokens: int = 0
-    drafted: int = 0
-    boarded_s: float = math.nan
-    queue_s: float = 0.0
-    sweep_s: float = 0.0
-    compute_s: float = 0.0
-
-    @property
-    def decode(self) -> bool:
-        return self.tokens > 0 or (self.step.rows <= DECODE_ROWS and self.step.down_bytes > 0)
-
-    @property
-    def context(self) -> int:
-        stream = self.step.stream
-        if stream is not None and self.tokens:
-            return stream.prompt_tokens + self.tokens - 1
-        return self.step.context + self.done
-
-    @property
-    def head_rows(self) -> int:
-        return 1 + self.drafted if self.tokens else self.step.head_rows
-
-    @property
-    def drafting_s(self) -> float:
-        """Of a drafter in the cloud, for the round that is under way."""
-        stream = self.step.stream
-        return self.drafted * stream.drafter.s_per_token if stream is not None and stream.drafter is not None else 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -119,6 +71,7 @@ class SweptCloud:
         self._aboard: tuple[Work, ...] = ()
         self._rows, self._growth_s = 0, 0.0  # of those aboard
         self._nonce = 0
+        self.said = SaidLoad()
         self.refusals = self.expired = self.batches = self.row_layers = 0
         self.busy_s = 0.0
 
@@ -199,9 +152,14 @@ class SweptCloud:
             order.queue_s += left_s - order.offered_s
             order.sweep_s += now_s - left_s
             order.boarded_s = now_s
+            self.said.boarded(left_s - order.offered_s, now_s - left_s)
         if order.step.decode or order.tokens:
-            return self._per_pass * (work.base - self._from_tokens) + self._per_row * (work.rows - 1) * work.base
+            return self._decode_growth_s(work)
         return self._per_row * work.rows * work.base
+
+    def _decode_growth_s(self, work: Work) -> float:
+        """What its context adds to the seconds of each layer of a decode work."""
+        return self._per_pass * (work.base - self._from_tokens) + self._per_row * (work.rows - 1) * work.base
 
     def finish(self, segment: Segment, now_s: float) -> tuple[list[Order], float]:
         """The batch has run.
@@ -217,6 +175,8 @@ class SweptCloud:
         for work in alighted:
             order = self._sessions[work.session].orders[0]
             order.compute_s += now_s - order.boarded_s
+            if work.decode:
+                self.said.alighted(now_s - order.boarded_s, self._alone_s(work))
             order.boarded_s = math.nan
             if not order.tokens:
                 order.done += work.rows
@@ -235,6 +195,12 @@ class SweptCloud:
         for order in passed:
             order.compute_s += seconds if order.head_rows else 0.0
         return passed, seconds
+
+    def _alone_s(self, work: Work) -> float:
+        """Undisturbed seconds of a decode work's layers."""
+        sums, first, layers = self._batch(work.rows), self._profile.served.start, work.layers
+        whole_s = sums[layers.stop - first] - sums[layers.start - first]
+        return whole_s + len(layers) * self._decode_growth_s(work)
 
     def advance(self, order: Order, now_s: float) -> int:
         """``order`` has its answer: tokens that it gained (0 for none). What is to be computed next is queued."""
