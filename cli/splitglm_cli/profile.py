@@ -90,7 +90,9 @@ class _Stated(NamedTuple):
         """
         from splitglm_partitioner.power import PowerProfile
 
-        values = {name: getattr(stored, name, None) if said is None else said for name, said in self._asdict().items()}
+        values: dict[str, Any] = {
+            name: getattr(stored, name, None) if said is None else said for name, said in self._asdict().items()
+        }
         missing = [_POWER_FLAGS[name] for name, value in values.items() if value is None]
         if len(missing) == len(values):
             return None

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Annotated, Any, Final
 
 import typer
@@ -28,6 +27,8 @@ class _Term:
 
     def summary(self) -> dict[str, Any]:
         """Medians, and the error relative to what was measured: its median and its 90th percentile, None for zeros."""
+        from statistics import median
+
         pairs = zip(self.predicted, self.measured, strict=True)
         errors = sorted(abs(p - m) / abs(m) for p, m in pairs if m)
         return {

@@ -19,7 +19,7 @@ from splitglm_edge.link import CloudLink
 from splitglm_edge.timeouts import Timeouts
 from splitglm_edge.watching import StepWatch
 from splitglm_partitioner.link_estimator import PROBE_BYTES, Probing
-from splitglm_partitioner.observations import Direction, RoundTrip, Transfer
+from splitglm_partitioner.observations import CloudHint, Direction, RoundTrip, Transfer
 from splitglm_partitioner.profiles import CloudProfile
 from splitglm_partitioner.round_trips import MIN_REST_S
 from splitglm_security.keys import parse_public_key
@@ -180,7 +180,22 @@ class CloudConnection:
     def _ping(self, link: CloudLink, size: int = 0, reply_size: int = 0) -> float:
         """Seconds to the answer. Bytes on a link of unknown rate take their time: that is no silence."""
         silence_s = None if size or reply_size else self.timeouts.silence_s
-        return link.ping(size=size, reply_size=reply_size, timeout_s=self.timeouts.connect_s, silence_s=silence_s)
+        seconds = link.ping(size=size, reply_size=reply_size, timeout_s=self.timeouts.connect_s, silence_s=silence_s)
+        self._tell_load(link)
+        return seconds
+
+    def _tell_load(self, link: CloudLink) -> None:
+        """What the cloud just said of its load, in the answer to a ping."""
+        told = link.load
+        if told is not None:
+            self._advice.observe(
+                CloudHint(
+                    at_s=self._advice.now_s(),
+                    queue_s=1e-6 * told.queue_us,
+                    sweep_s=1e-6 * told.sweep_us,
+                    slowdown=1e-3 * told.slowdown_permille,
+                )
+            )
 
     @property
     def max_context(self) -> int:

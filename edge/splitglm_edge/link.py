@@ -49,6 +49,7 @@ class CloudLink:
         self.log_id = ""
         self.error: SplitGlmError | None = None
         self.draining = False
+        self.load: Pong | None = None  # the newest answer to a ping: it tells how busy the cloud is
         self.bytes_up = 0
         self.bytes_down = 0
         self._established: Established
@@ -173,7 +174,7 @@ class CloudLink:
     def ping(
         self, *, size: int = 0, reply_size: int = 0, timeout_s: float = 5.0, silence_s: float | None = None
     ) -> float:
-        """Seconds from sending ``size`` extra bytes to the answer with ``reply_size`` extra bytes.
+        """Seconds from sending ``size`` extra bytes to the answer with ``reply_size`` extra bytes; ``load`` is that answer.
 
         Raises:
             DeadlineExceeded: no answer in time.
@@ -302,6 +303,7 @@ class CloudLink:
             if answer not in self._pings:
                 raise ProtocolError("the cloud answered a ping that was not sent", "use another cloud")
             self._pings.discard(answer)
+            self.load = frame
         inbox = self._inboxes.get(frame.handle)
         if inbox is not None:
             inbox.put(frame, record_bytes)

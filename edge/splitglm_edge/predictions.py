@@ -200,7 +200,11 @@ def predicted_terms(cost: Breakdown, new_tokens: int, expected_new_tokens: int) 
         if seconds is not None:
             out[term] = seconds + further * (step[term] or 0.0)
     if new_tokens == expected_new_tokens:
-        whole = {"uplink_bytes": cost.uplink_bytes, "downlink_bytes": cost.downlink_bytes}
-        whole |= {"energy_j": cost.energy_j, "price": cost.price}
+        whole: dict[str, float | None] = {
+            "uplink_bytes": cost.uplink_bytes,
+            "downlink_bytes": cost.downlink_bytes,
+            "energy_j": cost.energy_j,
+            "price": cost.price,
+        }
         out |= {term: float(value) for term, value in whole.items() if value is not None}
     return out

@@ -129,8 +129,11 @@ def save_profile(profile: DeviceProfile, path: Path) -> None:
 def seal_seconds(repetitions: int = 15) -> tuple[float, float]:
     """Seconds to seal, and likewise to open, a byte and a record, with the channel that links use."""
     keys = (bytes(range(32)), bytes(range(32, 64)))
-    ends = [Channel(initiator=side, keys=keys, handshake_hash=bytes(32), prologue=b"probe") for side in (True, False)]
-    small_s, large_s = (_exchange_seconds(*ends, size, repetitions) for size in (FRAME_ALIGN, _SEALED_BYTES))
+    device, cloud = (
+        Channel(initiator=side, keys=keys, handshake_hash=bytes(32), prologue=b"probe") for side in (True, False)
+    )
+    small_s = _exchange_seconds(device, cloud, FRAME_ALIGN, repetitions)
+    large_s = _exchange_seconds(device, cloud, _SEALED_BYTES, repetitions)
     per_byte_s = max(0.0, large_s - small_s) / (_SEALED_BYTES - FRAME_ALIGN)
     return float(f"{per_byte_s:.3g}"), float(f"{max(0.0, small_s - FRAME_ALIGN * per_byte_s):.3g}")
 
