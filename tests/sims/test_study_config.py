@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -16,15 +17,15 @@ from splitglm_sims.strategies.registry import make_strategy, strategy_names
 from splitglm_sims.study.build import drafts_of
 from splitglm_sims.study.config import Compare, Role, StudyConfig, parse_study, study_of
 from splitglm_sims.study.load import STUDIES, load_study
-from splitglm_sims.study.store import cells, plain_config
+from splitglm_sims.study.store import cells, plain_config, provenance
 from splitglm_sims.workloads.workload import load_workload
 
 HEAD = """
 name = "small"
 seeds = [1, 2]
 requests = 5
-device = "a device"
-cloud = "a cloud"
+device = "demo-2core"
+cloud = "cpu-2core"
 workloads = ["chat"]
 """
 LINKS = """
@@ -181,8 +182,7 @@ def test_what_a_shipped_study_names_exists(name: str) -> None:
 
 def test_every_fixed_arm_takes_part_where_privacy_allows_it(tmp_path: Path) -> None:
     path = tmp_path / "small.toml"
-    device = HEAD.replace("a device", "demo-2core").replace("a cloud", "cpu-2core")
-    text = device + 'fixed_arms = true\nprivacy = ["open", "no-text"]\n' + LINKS + STRATEGIES
+    text = HEAD + 'fixed_arms = true\nprivacy = ["open", "no-text"]\n' + LINKS + STRATEGIES
     path.write_text(text)
     config = load_study(str(path)).config
     added = {entry.label: entry for entry in config.strategies[2:]}
@@ -199,3 +199,50 @@ def test_the_study_of_the_documents_is_one() -> None:
     study = parse_study(text, "docs/simulation.md")
     assert {entry.name for entry in study.strategies} <= set(strategy_names())
     assert device_preset(study.device) and cloud_preset(study.cloud)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("demo-2core", "abacus", "no device 'abacus'"),
+        ("cpu-2core", "fog", "no cloud 'fog'"),
+        ('["chat"]', '["gossip"]', "no workload 'gossip'"),
+        ("lte-driving", "string", "no link class 'string'"),
+        ('"device-only"', '"luck"', "no strategy 'luck'"),
+        ("tail_layers", "tails", "has no option tails"),
+        ("requests = 5", 'seconds = 5.0\ndevices = [2]\nprivacy = ["open"]', "no place in a crowd"),
+    ],
+)
+def test_what_does_not_exist_is_told_before_anything_runs(tmp_path: Path, old: str, new: str, said: str) -> None:
+    path = tmp_path / "small.toml"
+    text = SMALL + ('[[strategies]]\nname = "oracle"\n' if "crowd" in said else "")
+    path.write_text(text.replace(old, new))
+    with pytest.raises(InputError, match=re.escape(said)):
+        load_study(str(path))
+
+
+def test_a_strategy_of_ones_own_is_part_of_what_cells_depend_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    source = "from splitglm_sims.strategies.fixed import device_only as mine\n"
+    (tmp_path / "strategy_of_this_test.py").write_text(source)
+    path = tmp_path / "small.toml"
+    path.write_text(SMALL.replace('"device-only"', '"strategy_of_this_test:mine"'))
+    study = load_study(str(path))
+    before = provenance(study)
+    assert provenance(study) == before
+    (tmp_path / "strategy_of_this_test.py").write_text(source + "# another one\n")
+    assert provenance(study).code != before.code
+
+
+def test_presets_of_ones_own_are_part_of_what_cells_depend_on(tmp_path: Path) -> None:
+    shipped = resources.files("splitglm_sims.presets").joinpath("devices", "demo-2core.toml").read_text("utf-8")
+    own, path = tmp_path / "own.toml", tmp_path / "small.toml"
+    own.write_text(shipped)
+    path.write_text(SMALL.replace('"demo-2core"', f'"{own.as_posix()}"'))
+    study = load_study(str(path))
+    before = provenance(study)
+    assert [file.path for file in before.files] == [own.as_posix()]
+    own.write_text(shipped + "# changed\n")
+    assert provenance(study).files != before.files

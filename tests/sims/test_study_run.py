@@ -105,7 +105,7 @@ def test_cells_of_another_simulator_or_another_trace_are_not_gone_on_with(tmp_pa
     study = small_study(tmp_path, text)
     run_study(study, tmp_path / "out", simulate=made_up)
     (tmp_path / "own.down").write_text("1\n2\n4\n")
-    with pytest.raises(InputError, match="another trace files"):
+    with pytest.raises(InputError, match="another set of files"):
         run_study(study, tmp_path / "out", simulate=made_up)
     (tmp_path / "own.down").write_text("1\n2\n3\n")
     path = tmp_path / "out" / STUDY_FILE

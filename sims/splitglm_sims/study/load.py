@@ -8,8 +8,12 @@ from typing import Final
 
 from splitglm_core.errors import InputError
 from splitglm_sims.links.fitted import Use, link_class
+from splitglm_sims.presets.machines import cloud_preset, device_preset
 from splitglm_sims.presets.shelf import Shelf
+from splitglm_sims.strategies.facts import Facts
+from splitglm_sims.strategies.registry import make_strategy
 from splitglm_sims.study.config import LinkEntry, LoadedStudy, Role, StrategyEntry, StudyConfig, parse_study
+from splitglm_sims.workloads.workload import load_workload
 
 
 class _Studies(Shelf[StudyConfig]):
@@ -43,10 +47,24 @@ def load_study(name_or_path: str, *, traces: Path | None = None, seeds: tuple[in
         if not (folder / path).is_file():
             raise InputError(f"there is no trace file {path} in {folder}", "name the folder that has it: --traces DIR")
     config = replace(config, seeds=seeds or config.seeds, links=tuple(map(_with_use, config.links)))
+    _check_names(config)
     study = LoadedStudy(config=config, folder=folder)
     if not config.fixed_arms:
         return study
     return replace(study, config=replace(config, strategies=(*config.strategies, *_fixed_arms(study))))
+
+
+def _check_names(config: StudyConfig) -> None:
+    """Told now, and not after hours: what cannot be loaded, and strategies that cannot be made."""
+    device = device_preset(config.device)
+    cloud = cloud_preset(config.cloud).profile(device.model)
+    for workload in config.workloads:
+        load_workload(workload)
+    facts = Facts(model=device.shape, device=device.profile(), cloud=cloud)
+    for entry in config.strategies:
+        made = make_strategy(entry.name, situation_facts=facts, seed=0, options=dict(entry.options))
+        if made.clairvoyant and config.devices:
+            raise InputError(f"the strategy {entry.label} is clairvoyant and has no place in a crowd")
 
 
 def _fixed_arms(study: LoadedStudy) -> list[StrategyEntry]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import platform
@@ -18,8 +19,11 @@ from splitglm_core.errors import InputError
 from splitglm_core.plan import Privacy
 from splitglm_core.version import VERSION
 from splitglm_partitioner.typed_json import parse, read, to_plain
+from splitglm_sims.links.fitted import LINK_CLASSES
+from splitglm_sims.presets.machines import CLOUDS, DEVICES
 from splitglm_sims.study.columns import Columns, decode, encode
 from splitglm_sims.study.config import LinkEntry, LoadedStudy, StrategyEntry, StudyConfig, study_of
+from splitglm_sims.workloads.workload import WORKLOADS
 
 STUDY_FILE: Final = "study.json"
 CELLS: Final = "cells"
@@ -87,14 +91,14 @@ class Provenance:
 
     Attributes:
         config: digest of the configuration.
-        code: digest of the source that simulates.
-        traces: digest of each trace file, ``(path, digest)``.
+        code: digest of the source that simulates, and of strategies of one's own that take part.
+        files: digests of trace files, and of presets, classes and workloads of one's own.
         versions: ``(name, version)`` of Python, of this product and of what it computes with; stated, not enforced.
     """
 
     config: str
     code: str
-    traces: tuple[Digest, ...]
+    files: tuple[Digest, ...]
     versions: tuple[Version, ...]
 
 
@@ -112,16 +116,26 @@ class Version:
 
 def provenance(study: LoadedStudy) -> Provenance:
     """Of cells that would be run now."""
-    folder = study.folder
-    files = [] if folder is None else [(path, (folder / path).read_bytes()) for path in study.config.traces]
+    config, folder = study.config, study.folder
+    files = [] if folder is None else [(path, folder / path) for path in config.traces]
+    files += [(name, Path(name).expanduser()) for name in own_files(config)]
     versions = [("splitglm", VERSION), ("Python", platform.python_version())]
     versions += [(name, metadata.version(name)) for name in _VERSIONS]
     return Provenance(
-        config=study.config.digest,
-        code=_code_digest(),
-        traces=tuple(Digest(path=path, sha256=hashlib.sha256(data).hexdigest()[:12]) for path, data in files),
+        config=config.digest,
+        code=_code_digest([entry.name.partition(":")[0] for entry in config.strategies if ":" in entry.name]),
+        files=tuple(
+            Digest(path=name, sha256=hashlib.sha256(path.read_bytes()).hexdigest()[:12]) for name, path in files
+        ),
         versions=tuple(Version(name=name, version=version) for name, version in versions),
     )
+
+
+def own_files(config: StudyConfig) -> list[str]:
+    """Names of presets, link classes and workloads that are not shipped but files."""
+    links = [link.name for link in config.links if link.generated]
+    named = ((DEVICES, [config.device]), (CLOUDS, [config.cloud]), (WORKLOADS, config.workloads), (LINK_CLASSES, links))
+    return [name for shelf, names in named for name in names if name not in shelf.names()]
 
 
 class Results:
@@ -146,7 +160,7 @@ class Results:
                 what
                 for what, a, b in (
                     ("configuration", before.made_by.config, now.config),
-                    ("trace files", before.made_by.traces, now.traces),
+                    ("set of files that it reads", before.made_by.files, now.files),
                     ("simulator", before.made_by.code, now.code),
                 )
                 if a != b
@@ -216,8 +230,8 @@ def _write_whole(path: Path, data: bytes) -> None:
         beside.unlink(missing_ok=True)
 
 
-def _code_digest() -> str:
-    """Of the source of everything that a cell's content depends on."""
+def _code_digest(strategies: list[str]) -> str:
+    """Of the source of everything that a cell's content depends on; ``strategies``: modules of the user's own."""
     found = hashlib.sha256()
     for package in _PACKAGES:
         root = Path(str(resources.files(package)))
@@ -225,4 +239,8 @@ def _code_digest() -> str:
             name = f"{package}/{file.relative_to(root).as_posix()}"
             if name in _DECISIVE or not name.startswith(_LEFT_OUT):
                 found.update(name.encode() + b"\0" + file.read_bytes() + b"\0")
+    for module in sorted(set(strategies)):
+        spec = importlib.util.find_spec(module)
+        if spec is not None and spec.origin is not None:
+            found.update(module.encode() + b"\0" + Path(spec.origin).read_bytes() + b"\0")
     return found.hexdigest()[:12]

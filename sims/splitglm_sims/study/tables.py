@@ -47,7 +47,7 @@ def facts(results: Results) -> Table:
         ("objective", " + ".join(f"{weight:g} x {name}" for name, weight in weights.items() if weight)),
         ("classes for reporting", ", ".join(of_use(config.links, Use.REPORT)) or "none"),
         ("classes for tuning", ", ".join(of_use(config.links, Use.TUNE)) or "none"),
-        *((f"trace {trace.path}", trace.sha256) for trace in made_by.traces),
+        *((f"file {file.path}", file.sha256) for file in made_by.files),
     ]
     return Table(caption="What was run", header=("what", "value"), rows=tuple(rows))
 
