@@ -203,6 +203,11 @@ def situations_of_plans(draw: st.DrawFn) -> tuple[Situation, SplitPlan]:
     return situation, plan
 
 
+def mostly(usual: Any, other: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """``usual`` in three of four draws: were every constraint tight, no plan would ever be allowed."""
+    return st.integers(0, 3).flatmap(lambda n: other if n == 3 else st.just(usual))
+
+
 @st.composite
 def situations(draw: st.DrawFn) -> Situation:
     """Anything valid: any privacy, memory, cloud, overrides, open sessions, deadlines."""
@@ -211,58 +216,63 @@ def situations(draw: st.DrawFn) -> Situation:
     device = make_device(
         layers,
         times=draw(layer_times(layers)),
-        memory_bytes_free=draw(st.integers(0, 20_000_000)),
-        max_layers=draw(st.integers(0, layers)),
+        memory_bytes_free=draw(mostly(1 << 40, st.integers(0, 20_000_000))),
+        max_layers=draw(mostly(layers, st.integers(0, layers))),
         codecs=codec_times,
         seal_s_per_byte=draw(st.sampled_from([None, 2e-9])),
         power=draw(st.sampled_from([None, POWER])),
         slowdown=draw(st.sampled_from([1.0, 2.5])),
     )
     start = draw(st.integers(0, layers - 1))
-    served = LayerRange(start, draw(st.integers(start + 1, layers))) if draw(st.booleans()) else LayerRange(0, layers)
-    has_head = draw(st.booleans())
+    served = draw(
+        mostly(LayerRange(0, layers), st.integers(start + 1, layers).map(lambda stop: LayerRange(start, stop)))
+    )
+    has_head = draw(mostly(True, st.just(False)))
     cloud = make_cloud(
         layers,
         served=served,
         times=draw(layer_times(len(served))),
-        has_embedding=draw(st.booleans()),
+        has_embedding=draw(mostly(True, st.just(False))),
         has_head=has_head,
         head_s=1e-3 if has_head else None,
-        codecs=draw(st.sampled_from([(), (Codec.BF16,), ALL_CODECS])),
-        price_per_layer_token=draw(st.sampled_from([None, 1e-6])),
+        codecs=draw(mostly(ALL_CODECS, st.sampled_from([(), (Codec.BF16,)]))),
+        price_per_layer_token=draw(mostly(1e-6, st.none())),
     )
     link = draw(links())
     prompt = draw(st.integers(1, 400))
     warm = None
     if draw(st.booleans()):
         warm = Warm(plan=draw(plans(layers)), cached_tokens=draw(st.integers(0, prompt - 1)))
-    fixed = Fixed(
-        arm=draw(st.none() | st.sampled_from(list(Arm))) if draw(st.booleans()) else None,
-        s=draw(st.none() | st.integers(0, layers)) if draw(st.booleans()) else None,
-        t=draw(st.none() | st.integers(0, layers)) if draw(st.booleans()) else None,
+    some_cut = st.builds(
+        Fixed,
+        arm=mostly(None, st.sampled_from(list(Arm))),
+        s=st.none() | st.integers(0, layers),
+        t=mostly(None, st.integers(0, layers)),
     )
     request = make_request(
         prompt_tokens=prompt,
         expected_new_tokens=draw(st.integers(1, 50)),
-        privacy=draw(st.sampled_from(list(Privacy))),
-        s_min=draw(st.integers(1, layers)),
-        deadline_s=draw(st.none() | st.floats(0.0, 20.0)),
+        privacy=draw(mostly(Privacy.OPEN, st.sampled_from(list(Privacy)))),
+        s_min=draw(mostly(1, st.integers(1, layers))),
+        deadline_s=draw(mostly(None, st.floats(0.01, 20.0) | st.floats(10.0, 1e4))),
         objective=Objective(
-            latency=draw(st.sampled_from([0.0, 1.0])),
+            latency=draw(mostly(1.0, st.just(0.0))),
             ttft=draw(st.floats(0.1, 5)),
             cloud_cost=draw(st.sampled_from([0.0, 1.0])),
             energy=draw(st.sampled_from([0.0, 0.3])) if device.power is not None else 0.0,
         ),
-        energy_budget_j=draw(st.none() | st.floats(0.0, 50.0)) if device.power is not None else None,
+        energy_budget_j=draw(mostly(None, st.floats(0.01, 50.0) | st.floats(50.0, 1e4)))
+        if device.power is not None
+        else None,
         codecs=draw(st.sampled_from([(Codec.BF16,), (Codec.BF16, Codec.INT8), ALL_CODECS])),
-        chunk_tokens=draw(st.sampled_from([1, 16, 50, 128])),
-        chunks=draw(st.sampled_from([(), (7,), (32, 64, 200)])),
-        head_on_device=draw(st.booleans()),
-        fixed=fixed,
+        chunk_tokens=warm.plan.chunk_tokens if warm is not None else draw(st.sampled_from([1, 16, 50, 128])),
+        chunks=draw(st.sampled_from([(), (8,), (33, 65, 200)])),
+        head_on_device=draw(mostly(False, st.just(True))),
+        fixed=draw(mostly(Fixed(), some_cut)),
         warm=warm,
     )
-    reachable = draw(st.booleans())
-    names = draw(st.sampled_from([(), ("one",), ("one", "two")]))
+    reachable = draw(mostly(True, st.just(False)))
+    names = draw(mostly(("one", "two"), st.sampled_from([(), ("one",)])))
     return Situation(
         request=request,
         model=make_model(layers),
