@@ -21,13 +21,15 @@ from report import markdown_table, spread, write_report
 
 from splitglm_cli.cloud_process import CloudProcess
 from splitglm_core.plan import Arm, Codec, Precision, SplitPlan
+from splitglm_core.shapes import ModelShape
 from splitglm_partitioner.arms import make_plan
 from splitglm_sims.links.fitted import link_class
 from splitglm_sims.testbed.bed import Run, Testbed, job_of, open_testbed
-from splitglm_sims.testbed.comparison import profiled_work, real_work, simulated
+from splitglm_sims.testbed.comparison import simulated
 from splitglm_sims.testbed.machines import Machines, measure_machines, profile_afresh
 from splitglm_sims.testbed.replayed_link import ReplayedLink
 from splitglm_sims.testbed.stretches import calm_offsets, emulated
+from splitglm_sims.testbed.work import profiled_work, real_work
 from splitglm_sims.traces import RateTrace, load_trace
 from splitglm_sims.world.scene import LinkScene
 
@@ -140,7 +142,7 @@ def row(link: str, prompt: int, name: str, pairs: list[Pair]) -> list[str]:
 
 def summary(cells: list[list[Pair]]) -> str:
     rows = []
-    for label, paced in (("machines as profiled", False), ("machines at the run's own pace", True)):
+    for label, paced in (("machines as measured before", False), ("machines at the run's own pace", True)):
         for which, what in enumerate(("TTFT", "tokens/s")):
             sizes = sorted(abs(errors(cell, paced=paced)[which]) for cell in cells)
             within = sum(size <= GOAL for size in sizes)
@@ -153,10 +155,17 @@ def summary(cells: list[list[Pair]]) -> str:
     return markdown_table(header, rows)
 
 
-def terms(machines: Machines, cells: list[list[Pair]], layers_of: Testbed) -> str:
-    """What was measured of the machines, and how computing in the runs compares with the profiles."""
-    shape = layers_of.agent.checkpoint.config.shape
+def terms(machines: Machines, cells: list[list[Pair]], model: ModelShape) -> str:
+    """What was measured of the machines, and how computing in the runs compares with it."""
+    growth = [
+        times.prefill_s_per_token_per_1k_context or 0.0
+        for times in (machines.device.active.times, machines.cloud.times)
+    ]
     rows = [
+        ["pace of the device in real replies, over its profile", f"{machines.device_pace:.3f}", "simulated"],
+        ["pace of the cloud", f"{machines.cloud_pace:.3f}", "simulated"],
+        ["prefill per token, layer and 1000 of context: device", f"{1e6 * growth[0]:.1f} us", "simulated"],
+        ["the same: cloud", f"{1e6 * growth[1]:.1f} us", "simulated"],
         ["exchange: neither model nor link", f"{1e3 * machines.overhead_s:.2f} ms", "simulated"],
         ["wait of a step in the cloud", f"{1e3 * machines.step_queue_s:.2f} ms", "simulated"],
         ["gap between tokens of a cloud alone", f"{1e3 * machines.stream_gap_s:.2f} ms", "simulated, as its queue"],
@@ -165,14 +174,16 @@ def terms(machines: Machines, cells: list[list[Pair]], layers_of: Testbed) -> st
         ["framing per exchange, up", f"{machines.frame_up_bytes:.0f} bytes", "not in the simulator"],
         ["framing per exchange, down", f"{machines.frame_down_bytes:.0f} bytes", "not in the simulator"],
     ]
-    for place in ("device", "cloud"):
+    for place, pace in (("device", machines.device_pace), ("cloud", machines.cloud_pace)):
         ratios = []
-        for pair in (pair for cell in cells for pair in cell):
-            here = getattr(real_work(pair.run), f"{place}_s")
-            profiled = getattr(profiled_work(machines, shape, pair.run.plan, pair.run.job), f"{place}_s")
-            if here and profiled:
-                ratios.append(here / profiled)
-        rows.append([f"computing in the {place}, over its profile", spread(ratios, 2), "1 as profiled; else the pace"])
+        for run in (pair.run for cell in cells for pair in cell):
+            here = getattr(real_work(run), f"{place}_s")
+            profiled = profiled_work(model, machines.device, machines.cloud, run.plan, run.job)
+            if here and getattr(profiled, f"{place}_s"):
+                ratios.append(here / pace / getattr(profiled, f"{place}_s"))
+        rows.append(
+            [f"computing in the {place}, over what was measured before", spread(ratios, 2), "1 where nothing changed"]
+        )
     return markdown_table(["term", "measured", "where it is"], rows)
 
 
@@ -197,13 +208,13 @@ def main() -> None:
         pin_here((1,) if pinned else ())
         profile_afresh(args.model, Precision(args.precision))
         bed = running.enter_context(open_testbed(args.model, link, key=cloud.key, precision=Precision(args.precision)))
-        machines = measure_machines(bed, repetitions=1 if args.smoke else 5)
+        machines = measure_machines(bed, repetitions=1 if args.smoke else 7)
         rows, cells = [], []
         for name, scene in links(args.smoke).items():
             for prompt, plan, pairs in measure(bed, machines, scene, args):
                 rows.append(row(name, prompt, plan, pairs))
                 cells.append(pairs)
-        named = terms(machines, cells, bed)
+        named = terms(machines, cells, bed.agent.checkpoint.config.shape)
     header = ["link", "prompt", "plan", "TTFT ms", "predicted", "error %", "at its pace %"]
     header += ["tok/s", "predicted", "error %", "at its pace %"]
     sections = [
@@ -211,8 +222,8 @@ def main() -> None:
         f"{'device and cloud pinned to a core each' if pinned else 'not pinned'}. Each cell: median (range) of "
         f"{args.repetitions} runs, the link's traces from the same instant, the first after which neither direction "
         f"falls silent for {SPAN_S:g} s. Predicted: the simulator's median at the instants at which the runs really "
-        "began. Errors are relative to the real median. *At its pace*: the simulator is also told how much slower than "
-        "profiled device and cloud computed in that run, so what is left is the link's, the exchanges' and its own.",
+        "began. Errors are relative to the real median. *At its pace*: the simulator is told how much slower than "
+        "profiled device and cloud computed in that very run: what is left is the link's, the exchanges' and its own.",
         "## Summary",
         summary(cells),
         "## Terms measured on the real machines",

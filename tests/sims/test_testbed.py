@@ -21,11 +21,12 @@ from splitglm_glm.store import ModelStore
 from splitglm_partitioner.arms import make_plan
 from splitglm_partitioner.lanes import lane_of
 from splitglm_sims.testbed.bed import Testbed, fixed_of, job_of, open_testbed, prompt_ids
-from splitglm_sims.testbed.comparison import profiled_work, real_work, simulated
-from splitglm_sims.testbed.machines import Machines
+from splitglm_sims.testbed.comparison import simulated
+from splitglm_sims.testbed.machines import Machines, measure_machines
 from splitglm_sims.testbed.orders import rotated
 from splitglm_sims.testbed.replayed_link import ReplayedLink
 from splitglm_sims.testbed.stretches import calm_offsets, emulated
+from splitglm_sims.testbed.work import profiled_work, real_work
 from splitglm_sims.traces import RateTrace
 from splitglm_sims.world.scene import LinkScene
 from splitglm_wire import framing
@@ -79,6 +80,8 @@ def machines_of(bed: Testbed) -> Machines:
     return Machines(
         device=bed.agent.profile,
         cloud=replace(bed.agent.link()[1], queue_s=0.0, sweep_s=0.0, slowdown=1.0),
+        device_pace=1.0,
+        cloud_pace=1.0,
         overhead_s=0.002,
         step_queue_s=0.0,
         stream_gap_s=0.0,
@@ -153,9 +156,20 @@ def test_work_of_a_run_is_told_by_place(bed: Testbed) -> None:
     shape, machines = bed.agent.checkpoint.config.shape, machines_of(bed)
     for name, plan in PLANS.items():
         run = bed.run(job_of(12, 3), offset_s=0.0, plan=plan)
-        here, profiled = real_work(run), profiled_work(machines, shape, plan, run.job)
+        here, profiled = real_work(run), profiled_work(shape, machines.device, machines.cloud, plan, run.job)
         assert here.cloud_s > 0.0 and profiled.cloud_s > 0.0
         assert (here.device_s == 0.0) == (profiled.device_s == 0.0) == (name == "cloud")
+
+
+def test_machines_are_measured_term_by_term(bed: Testbed) -> None:
+    """Of times only what holds on a busy machine too; of bytes what the wire format says."""
+    machines = measure_machines(bed, repetitions=1)
+    assert machines.device_pace > 0.0 and machines.cloud_pace > 0.0
+    assert machines.device.active.times.prefill_s_per_token_per_1k_context is not None
+    assert machines.cloud.times.prefill_s_per_token_per_1k_context is not None
+    assert machines.cloud.slowdown == 1.0 and machines.cloud.queue_s == 0.0
+    assert machines.overhead_s >= 0.0 and machines.step_queue_s >= 0.0 and machines.start_s > 0.0
+    assert 64 < machines.frame_up_bytes < 400 and 64 < machines.frame_down_bytes < 400
 
 
 def test_a_fixed_plan_is_asked_for_by_its_cut(bed: Testbed) -> None:

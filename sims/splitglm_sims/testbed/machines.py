@@ -3,7 +3,8 @@
 The device's and the cloud's profiles are measured by the product itself, alone and in a loop. What a reply costs beyond
 them is measured here on real replies over a link of known rate and round trip: everything that is neither a stage on
 the device, nor the cloud's own computing and waiting as it reports them, nor the link. In a loop such an exchange would
-be cheaper than it is beside a model that has just pushed everything else out of the processor's caches.
+be cheaper than it is beside a model that has just pushed everything else out of the processor's caches; so are layers
+that run over the same warm memory again and again, which is why the pace of real replies is measured too.
 """
 
 from __future__ import annotations
@@ -20,14 +21,17 @@ from splitglm_glm.runtime import RuntimeOptions
 from splitglm_glm.store import ModelStore
 from splitglm_partitioner.arms import make_plan
 from splitglm_partitioner.lanes import lane_of
+from splitglm_partitioner.layer_times import LayerTimes
 from splitglm_partitioner.profiles import CloudProfile, DeviceProfile
 from splitglm_sims.testbed.bed import Run, Testbed, job_of
+from splitglm_sims.testbed.work import DEVICE_STAGES, profiled_work, real_work
 from splitglm_sims.traces import RateTrace
 from splitglm_sims.world.scene import LinkScene
 
-DEVICE_STAGES = ("front", "encode", "decode", "tail", "head")
 _RATE_BYTES_PER_S = 125e6
 _RTT_S = 0.04
+_CHUNK = 128
+_SHORT, _LONG = _CHUNK, 3 * _CHUNK  # prompts: of one chunk, and of several that meet a context
 _PROMPT_TOKENS = 8
 _FEW, _MANY = 2, 26
 
@@ -37,7 +41,9 @@ class Machines:
     """Real machines in the simulator's terms, and what it has no term for.
 
     Attributes:
-        device, cloud: profiles; the cloud's is the one of its manifest.
+        device, cloud: profiles; the cloud's is the one of its manifest. Where a profile does not say how prefill grows
+            with the context before it, that was measured on real prompts.
+        device_pace, cloud_pace: how many times longer than profiled they compute in real replies.
         overhead_s: per exchange, what is neither model nor link nor sealing; the emulator's own lateness is part of it.
         step_queue_s: what the cloud says that a step of a session alone waits, for a place and for the sweep.
         stream_gap_s: per token of a cloud that goes on by itself, what its layers and head do not explain.
@@ -49,6 +55,8 @@ class Machines:
 
     device: DeviceProfile
     cloud: CloudProfile
+    device_pace: float
+    cloud_pace: float
     overhead_s: float
     step_queue_s: float
     stream_gap_s: float
@@ -74,46 +82,75 @@ def profile_afresh(
 
 
 def measure_machines(bed: Testbed, *, repetitions: int = 5) -> Machines:
-    """Run replies of device, split and cloud over a fast link with a round trip, in turn; about half a minute.
+    """Run replies of device, split and cloud over a fast link with a round trip, in turn; about a minute.
 
     Time per exchange and per token is the difference of long and short replies, so that what a reply costs once is not
     in it; medians of ``repetitions``. It leaves that fast link shown.
     """
     agent = bed.agent
-    layers, rate = agent.profile.layers, RateTrace.constant(_RATE_BYTES_PER_S)
+    model, rate = agent.checkpoint.config.shape, RateTrace.constant(_RATE_BYTES_PER_S)
     bed.link.show(LinkScene(up=rate, down=rate, rtt_s=_RTT_S, window_bytes=None))
     plans = {
-        arm: make_plan(layers, arm, layers // 2, layers, Codec.BF16, 128) for arm in (Arm.DEVICE, Arm.SPLIT, Arm.CLOUD)
+        arm: make_plan(model.layers, arm, model.layers // 2, model.layers, Codec.BF16, _CHUNK)
+        for arm in (Arm.DEVICE, Arm.SPLIT, Arm.CLOUD)
     }
-    runs: dict[tuple[Arm, int], list[Run]] = {(arm, tokens): [] for arm in plans for tokens in (1, _FEW, _MANY)}
+    asked = [(arm, _PROMPT_TOKENS, tokens) for arm in plans for tokens in (1, _FEW, _MANY)]
+    asked += [(arm, _SHORT, _MANY) for arm in plans]
+    asked += [(arm, prompt, 1) for arm in (Arm.DEVICE, Arm.CLOUD) for prompt in (_SHORT, _LONG)]
+    runs: dict[tuple[Arm, int, int], list[Run]] = {key: [] for key in asked}
     for repetition in range(repetitions + 1):
-        for (arm, tokens), kept in runs.items():
-            run = bed.run(job_of(_PROMPT_TOKENS, tokens), offset_s=0.0, plan=plans[arm], seed=repetition)
+        for (arm, prompt, tokens), kept in runs.items():
+            run = bed.run(job_of(prompt, tokens), offset_s=0.0, plan=plans[arm], seed=repetition)
             if repetition:  # the first round loads layers
                 kept.append(run)
-    device = agent.profile
-    lane = lane_of(Arm.SPLIT, Codec.BF16, agent.checkpoint.config.shape.hidden)
-    start_s = median(map(_unexplained_s, runs[Arm.DEVICE, 1]))
-    split, split_many = runs[Arm.SPLIT, _FEW], runs[Arm.SPLIT, _MANY]
-    stream, stream_many = runs[Arm.CLOUD, _FEW], runs[Arm.CLOUD, _MANY]
-    exchange_s = _growth([_unexplained_s(run) for run in split], [_unexplained_s(run) for run in split_many])
-    up_bytes = _growth([run.tcp_up_bytes for run in split], [run.tcp_up_bytes for run in split_many])
-    down_bytes = _growth([run.tcp_down_bytes for run in split], [run.tcp_down_bytes for run in split_many])
-    per_byte_s, per_record_s = device.seal_s_per_byte or 0.0, device.seal_s_per_record or 0.0
-    sealing_s = 2 * per_record_s + per_byte_s * (lane.up_row + lane.down_row)
+    # As in its manifest: what it is at its present load is measured here.
+    device, cloud = agent.profile, replace(agent.link()[1], queue_s=0.0, sweep_s=0.0, slowdown=1.0)
+    fronts = [median(real_work(run).device_s for run in runs[Arm.DEVICE, prompt, 1]) for prompt in (_SHORT, _LONG)]
+    backs = [median(real_work(run).cloud_s for run in runs[Arm.CLOUD, prompt, 1]) for prompt in (_SHORT, _LONG)]
+    here = replace(device.active, times=_with_growth(device.active.times, fronts, device.active.head_s))
+    device = replace(device, precisions=tuple(here if p.precision is here.precision else p for p in device.precisions))
+    cloud = replace(cloud, times=_with_growth(cloud.times, backs, cloud.head_s or 0.0))
+
+    def paces(arm: Arm, place: str) -> list[float]:
+        profiled = profiled_work(model, device, cloud, plans[arm], job_of(_SHORT, _MANY))
+        return [getattr(real_work(run), place) / getattr(profiled, place) for run in runs[arm, _SHORT, _MANY]]
+
+    start_s = median(map(_unexplained_s, runs[Arm.DEVICE, _PROMPT_TOKENS, 1]))
+    few, many = ({arm: runs[arm, _PROMPT_TOKENS, tokens] for arm in plans} for tokens in (_FEW, _MANY))
+    exchange_s = _growth(list(map(_unexplained_s, few[Arm.SPLIT])), list(map(_unexplained_s, many[Arm.SPLIT])))
+    up_bytes = _growth([run.tcp_up_bytes for run in few[Arm.SPLIT]], [run.tcp_up_bytes for run in many[Arm.SPLIT]])
+    down_bytes = _growth(
+        [run.tcp_down_bytes for run in few[Arm.SPLIT]], [run.tcp_down_bytes for run in many[Arm.SPLIT]]
+    )
+    lane = lane_of(Arm.SPLIT, Codec.BF16, model.hidden)
+    sealing_s = 2 * (device.seal_s_per_record or 0.0) + (device.seal_s_per_byte or 0.0) * (lane.up_row + lane.down_row)
     wire_s = (up_bytes + down_bytes) / _RATE_BYTES_PER_S
     return Machines(
         device=device,
-        # As in its manifest: what it is at its present load is the scene's business.
-        cloud=replace(agent.link()[1], queue_s=0.0, sweep_s=0.0, slowdown=1.0),
+        cloud=cloud,
+        device_pace=median(paces(Arm.DEVICE, "device_s") + paces(Arm.SPLIT, "device_s")),
+        cloud_pace=median(paces(Arm.CLOUD, "cloud_s") + paces(Arm.SPLIT, "cloud_s")),
         overhead_s=max(0.0, exchange_s - wire_s - sealing_s),
-        step_queue_s=max(0.0, _growth([_waited_s(run) for run in split], [_waited_s(run) for run in split_many])),
-        stream_gap_s=max(0.0, _growth([_idle_s(run) for run in stream], [_idle_s(run) for run in stream_many])),
+        step_queue_s=max(0.0, _growth(list(map(_waited_s, few[Arm.SPLIT])), list(map(_waited_s, many[Arm.SPLIT])))),
+        stream_gap_s=max(0.0, _growth(list(map(_idle_s, few[Arm.CLOUD])), list(map(_idle_s, many[Arm.CLOUD])))),
         start_s=max(0.0, start_s),
-        open_s=max(0.0, median(map(_unexplained_s, runs[Arm.SPLIT, 1])) - start_s - exchange_s),
+        open_s=max(0.0, median(map(_unexplained_s, runs[Arm.SPLIT, _PROMPT_TOKENS, 1])) - start_s - exchange_s),
         frame_up_bytes=up_bytes - lane.up_row,
         frame_down_bytes=down_bytes - lane.down_row,
     )
+
+
+def _with_growth(times: LayerTimes, prompt_s: list[float], head_s: float) -> LayerTimes:
+    """``times`` with the growth of prefill over context, from the seconds of a prompt of one chunk and of several.
+
+    Had context cost nothing, the long prompt would take as long as its chunks alone; the head runs once in each.
+    """
+    if times.prefill_s_per_token_per_1k_context is not None:
+        return times
+    chunks = _LONG // _CHUNK
+    extra_s = prompt_s[1] - head_s - chunks * (prompt_s[0] - head_s)
+    met = sum(_CHUNK * _CHUNK * before for before in range(chunks)) / 1000  # tokens times thousands of context
+    return replace(times, prefill_s_per_token_per_1k_context=max(0.0, extra_s / met / times.layers))
 
 
 def _growth(few: list[float] | list[int], many: list[float] | list[int]) -> float:

@@ -15,8 +15,9 @@ from splitglm_sims.shaper import Direction, LinkShape
 from splitglm_sims.testbed.orders import Answer, Order, Shown, rotated
 from splitglm_sims.traces import RateTrace
 
-AHEAD_S = 0.25
-"""Rotating a trace of 10^5 pieces takes less than this, so that the instant ordered has not passed when it is known."""
+AHEAD_S = 0.03
+AHEAD_S_PER_PIECE = 2e-6
+"""Rotating traces takes less than this, so that the instant that was ordered has not passed when it is known."""
 
 
 class _Link:
@@ -35,7 +36,8 @@ class _Link:
         if order.begin_offset_s is not None:
             if self._shown is None:
                 raise InputError("a link must be shown before its traces can begin")
-            began_s = asyncio.get_running_loop().time() + AHEAD_S
+            pieces = len(self._shown.up.starts_s) + len(self._shown.down.starts_s)
+            began_s = asyncio.get_running_loop().time() + AHEAD_S + AHEAD_S_PER_PIECE * pieces
             by_s = order.begin_offset_s - (began_s - self._origin_s)
             self._shape(rotated(self._shown.up, by_s), rotated(self._shown.down, by_s), self._shown.rtt_s)
             self._began_s = began_s
