@@ -13,14 +13,14 @@ from splitglm_core.errors import NoFeasiblePlan
 from splitglm_core.plan import Arm
 from splitglm_core.shapes import ModelShape
 from splitglm_partitioner.acceptance import Acceptance
-from splitglm_partitioner.bounds import MAX_BYTES_PER_S
+from splitglm_partitioner.asking import Stakes, question, rates_may_be, trip_may_be
 from splitglm_partitioner.calibration import Calibration
 from splitglm_partitioner.cloud_load import CloudLoad
 from splitglm_partitioner.device_pace import DevicePace
 from splitglm_partitioner.drafts import DraftStatistics
 from splitglm_partitioner.governor import Governor, GovernorSettings, Vitals
 from splitglm_partitioner.guidance import SteeringSettings
-from splitglm_partitioner.link_estimator import PROBE_BYTES, LinkEstimator, Probing
+from splitglm_partitioner.link_estimator import LinkEstimator, Probing
 from splitglm_partitioner.observations import (
     CloudHint,
     CloudStep,
@@ -35,9 +35,6 @@ from splitglm_partitioner.reply_length import ReplyLength
 from splitglm_partitioner.request import Request, Situation
 from splitglm_partitioner.round_trips import MIN_REST_S
 from splitglm_partitioner.steering import Steering, steer
-
-_EXTREME = 0.25
-"""Chance given to the link being as bad as its uncertainty allows, and to its being as good."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,22 +93,27 @@ class Advisor:
         loads = self._load.possible(self._cloud, now_s)
         if blind is Probing.NONE and len(loads) == 1:
             return blind
-        asking = Probing.ROUND_TRIP if blind is Probing.NONE else blind
+        asked = (request, now_s, vitals, genre)
         try:
-            arm = self._cheapest(request, link, now_s, vitals, genre).plan.arm
-            gain = 0.0
-            if blind is not Probing.NONE:
-                gain += sum(
-                    _EXTREME * self._stake(request, arm, there, now_s, vitals, genre) for there in _extremes(link)
-                )
-            if len(loads) > 1:
-                gain += sum(p * self._stake(request, arm, link, now_s, vitals, genre, load) for p, load in loads)
+            arm = self._cheapest(*asked, link).plan.arm
+            stakes = Stakes(
+                rates=[self._stake(arm, *asked, there) for there in rates_may_be(link)]
+                if blind is Probing.RATES
+                else [],
+                trip=[self._stake(arm, *asked, there) for there in trip_may_be(link)]
+                if self._links.trip_blind(now_s)
+                else [],
+                load=[(p, self._stake(arm, *asked, link, there)) for p, there in loads] if len(loads) > 1 else [],
+            )
         except NoFeasiblePlan:
             return blind
-        price_s = _asking_s(link, asking, rested=self._links.idle_s(now_s) >= MIN_REST_S)
-        if arm is Arm.DEVICE:
-            price_s += link.promotion_s  # any other arm pays it anyway
-        return asking if gain > (request.objective.latency + request.objective.ttft) * price_s else Probing.NONE
+        return question(
+            stakes,
+            link,
+            rested=self._links.idle_s(now_s) >= MIN_REST_S,
+            wakes=arm is Arm.DEVICE,
+            weight=request.objective.latency + request.objective.ttft,
+        )
 
     def observe(self, observation: Observation) -> None:
         """Learn from something that happened."""
@@ -158,7 +160,7 @@ class Advisor:
             NoFeasiblePlan and what else ``policy.decide`` raises.
         """
         link = self.link(now_s) if use_cloud else None
-        cheapest = self._cheapest(request, link, now_s, vitals, genre)
+        cheapest = self._cheapest(request, now_s, vitals, genre, link)
         return steer(cheapest, self._steering.guidance(request, now_s))
 
     def began(self, decision: Decision, now_s: float) -> None:
@@ -174,10 +176,10 @@ class Advisor:
     def _cheapest(
         self,
         request: Request,
-        link: LinkEstimate | None,
         now_s: float,
         vitals: Vitals | None,
         genre: str,
+        link: LinkEstimate | None,
         cloud: CloudProfile | None = None,
     ) -> Decision:
         """The exact search on what is known, within the governor's bounds as far as they leave a plan."""
@@ -204,16 +206,16 @@ class Advisor:
 
     def _stake(
         self,
-        request: Request,
         arm: Arm,
-        link: LinkEstimate,
+        request: Request,
         now_s: float,
         vitals: Vitals | None,
         genre: str,
+        link: LinkEstimate,
         cloud: CloudProfile | None = None,
     ) -> float:
         """How much dearer ``arm`` would be than the best one if link and cloud were so."""
-        there = self._cheapest(request, link, now_s, vitals, genre, cloud)
+        there = self._cheapest(request, now_s, vitals, genre, link, cloud)
         ours = next((c for c in (there.chosen, *there.runners_up) if c.plan.arm is arm), None)
         return ours.value - there.value if ours is not None else 0.0
 
@@ -223,24 +225,3 @@ def _weighed(request: Request, energy_weight: float) -> Request:
     if energy_weight <= request.objective.energy:
         return request
     return replace(request, objective=replace(request.objective, energy=energy_weight))
-
-
-def _asking_s(link: LinkEstimate, probing: Probing, *, rested: bool) -> float:
-    """Seconds that a probe puts in front of a reply; after a rest the round trip is asked twice."""
-    trip_s = link.rtt_s + link.overhead_s
-    trips = 2 if rested else 1
-    if probing is Probing.ROUND_TRIP:
-        return trips * trip_s
-    bytes_s = PROBE_BYTES / link.uplink_bytes_per_s + PROBE_BYTES / link.downlink_bytes_per_s
-    return (trips + 2) * trip_s + bytes_s
-
-
-def _extremes(link: LinkEstimate) -> tuple[LinkEstimate, LinkEstimate]:
-    """The link as bad and as good as its uncertainty allows."""
-    good = replace(
-        link,
-        uplink_bytes_per_s=min(link.uplink_bytes_per_s * (1.0 + link.uplink_rel_error), MAX_BYTES_PER_S),
-        downlink_bytes_per_s=min(link.downlink_bytes_per_s * (1.0 + link.downlink_rel_error), MAX_BYTES_PER_S),
-        rtt_s=max(link.rtt_s / 2.0, link.rtt_s - 4.0 * link.rtt_var_s),
-    )
-    return link.pessimistic(), good

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections import deque
 from dataclasses import dataclass, replace
 
 from splitglm_partitioner.change import RecentRatio
@@ -18,10 +21,9 @@ WAIT_ALPHA = 1 / 8
 WAIT_HALF_LIFE_S = 10.0
 # Looks this far apart count as separate ones for what is usual.
 LOOK_EVERY_S = 20.0
-# Weight of a look after each further one: about 20 looks count.
-LOOK_DISCOUNT = 0.95
-# A decode step this many times longer than alone, waits included, is one of a busy cloud.
-BUSY_RATIO = 1.5
+LOOKS = 32
+# Where the looks, the busiest first, are divided into loads that there may be: it is mostly little, now and then much.
+SHARES = (0.1, 0.4, 0.7)
 
 
 class SmoothedWait:
@@ -59,13 +61,17 @@ class Load:
     slowdown: float
 
     def mixed(self, other: Load, share: float) -> Load:
-        """``share`` of ``other``, the rest of this one."""
+        """``share`` of ``other``, the rest of this one: the mean of what will be."""
         mine = 1.0 - share
         return Load(
             queue_s=mine * self.queue_s + share * other.queue_s,
             sweep_s=mine * self.sweep_s + share * other.sweep_s,
-            slowdown=self.slowdown**mine * other.slowdown**share,
+            slowdown=mine * self.slowdown + share * other.slowdown,
         )
+
+    def step_s(self, alone_s: float) -> float:
+        """A step that takes ``alone_s`` on an idle cloud."""
+        return self.queue_s + self.sweep_s + self.slowdown * alone_s
 
     def applied(self, profile: CloudProfile) -> CloudProfile:
         slowdown = min(max(self.slowdown, MIN_SLOWDOWN), MAX_SLOWDOWN)
@@ -78,9 +84,8 @@ class CloudLoad:
     Waits count only for steps that were alone: the others waited for their own kind, which the cost model adds up
     itself. The slowdown is the ratio of ``compute_s`` to the profile's seconds of the same rows and layers.
 
-    What was seen last is believed for ``FRESH_S`` and less and less up to ``MAX_AGE_S``; then the mixture of idle and
-    busy that was usual is, since a cloud's load comes and goes within minutes. A cloud never seen busy is taken as its
-    manifest describes it.
+    What was seen last is believed for ``FRESH_S`` and less and less up to ``MAX_AGE_S``; then the mean of the last
+    ``LOOKS`` looks is, since a cloud's load comes and goes within minutes. The manifest counts as one more look.
     """
 
     def __init__(self) -> None:
@@ -92,8 +97,7 @@ class CloudLoad:
         self._slowdown = RecentRatio(WINDOW)
         self._seen_s: float | None = None
         self._looked_s = 0.0
-        self._looks = self._busy_looks = 0.0
-        self._busy: Load | None = None
+        self._looks: deque[Load] = deque(maxlen=LOOKS)
         self.changed_s: float | None = None
 
     def connected(self, profile: CloudProfile) -> None:
@@ -134,11 +138,14 @@ class CloudLoad:
         return last.mixed(usual, aged).applied(profile)
 
     def possible(self, profile: CloudProfile, now_s: float) -> tuple[tuple[float, CloudProfile], ...]:
-        """The loads there may be now, each with its chance: one when it was just seen, else idle or busy."""
-        if self._busy is None or self.fresh(now_s):
+        """The loads there may be now, each with its chance: one when it was just seen, else those of the looks."""
+        if not self._looks or self.fresh(now_s):
             return ((1.0, self.apply(profile, now_s)),)
-        share = self._busy_share()
-        return (1.0 - share, _idle(profile).applied(profile)), (share, self._busy.applied(profile))
+        alone_s = profile.times.decode_s[0] * profile.times.layers
+        ordered = sorted((*self._looks, _stated(profile)), key=lambda look: -look.step_s(alone_s))
+        cuts = sorted({0, *(math.ceil(share * len(ordered)) for share in SHARES), len(ordered)})
+        groups = [ordered[start:stop] for start, stop in itertools.pairwise(cuts)]
+        return tuple((len(group) / len(ordered), _mean(group).applied(profile)) for group in groups)
 
     def _step(self, profile: CloudProfile, step: CloudStep) -> None:
         if step.alone:
@@ -164,32 +171,25 @@ class CloudLoad:
             slowdown=profile.slowdown if slowdown is None else slowdown,
         )
 
-    def _busy_share(self) -> float:
-        # One look more, at an idle cloud, is what the manifest is worth.
-        return self._busy_looks / (self._looks + 1.0)
-
     def _usual(self, profile: CloudProfile) -> Load:
-        idle = _idle(profile)
-        if self._busy is None:
-            return idle
-        share = self._busy_share()
-        # Means of what will be, not of its logarithm: seconds are what is added up.
-        mean = idle.mixed(self._busy, share)
-        return replace(mean, slowdown=(1.0 - share) * idle.slowdown + share * self._busy.slowdown)
+        return _mean([*self._looks, _stated(profile)])
 
     def _count_look(self, profile: CloudProfile, now_s: float) -> None:
         """The steps since the last look are one look; what they showed counts for what is usual."""
         last = self._last(profile)
         self._looked_s = now_s
-        if last is None:
-            return
-        self._looks = LOOK_DISCOUNT * self._looks + 1.0
-        self._busy_looks *= LOOK_DISCOUNT
-        alone_s = profile.times.decode_s[0] * profile.times.layers
-        if last.queue_s + last.sweep_s + last.slowdown * alone_s > BUSY_RATIO * alone_s:
-            self._busy_looks += 1.0
-            self._busy = last if self._busy is None else self._busy.mixed(last, 1.0 / min(self._busy_looks + 1.0, 8.0))
+        if last is not None:
+            self._looks.append(last)
 
 
-def _idle(profile: CloudProfile) -> Load:
+def _stated(profile: CloudProfile) -> Load:
     return Load(queue_s=profile.queue_s, sweep_s=profile.sweep_s, slowdown=profile.slowdown)
+
+
+def _mean(loads: list[Load]) -> Load:
+    count = len(loads)
+    return Load(
+        queue_s=sum(load.queue_s for load in loads) / count,
+        sweep_s=sum(load.sweep_s for load in loads) / count,
+        slowdown=sum(load.slowdown for load in loads) / count,
+    )

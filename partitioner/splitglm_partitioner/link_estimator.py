@@ -90,12 +90,10 @@ class LinkEstimator:
         self._used_s = float("-inf")  # when the link was last known to carry something
         self._rtt_at_s: float | None = None
         self._busy_until_s = float("-inf")
-        self._probed = False  # what it starts from was measured, not assumed
         self.changed_s: float | None = None
 
     def start(self, link: LinkEstimate) -> None:
         """A connection was made: ``link`` is believed of whatever was not measured yet, and windows are small again."""
-        self._probed = link != ORDINARY_LINK
         self._overhead_s = link.overhead_s
         self._rtt.start(link.rtt_s, link.rtt_var_s)
         self._rates[Direction.UP].start(link.uplink_bytes_per_s, link.uplink_rel_error)
@@ -159,8 +157,15 @@ class LinkEstimator:
             reason = self._missing(f"the {way.value}link rate", estimator.newest_s, RATES_FRESH_S, rates_s, now_s)
             if reason:
                 return Blindness(Probing.RATES, reason)
-        reason = self._missing("the round trip", self._rtt_at_s, FRESH_S, trip_s, now_s)
+        reason = self._trip_missing(link, now_s)
         return Blindness(Probing.ROUND_TRIP if reason else Probing.NONE, reason)
+
+    def trip_blind(self, now_s: float) -> bool:
+        """Whether the round trip in particular is worth asking for."""
+        return bool(self._trip_missing(self.estimate(now_s), now_s))
+
+    def _trip_missing(self, link: LinkEstimate, now_s: float) -> str:
+        return self._missing("the round trip", self._rtt_at_s, FRESH_S, link.rtt_s + link.overhead_s, now_s)
 
     def _rate(self, way: Direction, now_s: float) -> tuple[float, float]:
         estimator = self._rates[way]
@@ -191,7 +196,7 @@ class LinkEstimator:
         self._note_rest(trip.idle_s)
         rtt_s = self._rtt.srtt_s
         self._rtt_at_s = trip.at_s
-        if trip.idle_s >= MIN_REST_S and (self._rtt.samples or self._probed):
+        if trip.idle_s >= MIN_REST_S and self._rtt.samples:
             excess_s = trip.seconds - rtt_s
             self._promotion.observe(trip.idle_s, excess_s, rtt_s)
             # A rest makes no exchange faster; one that it made slower says nothing about the next.

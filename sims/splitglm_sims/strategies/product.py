@@ -9,7 +9,8 @@ from splitglm_core.plan import SplitPlan
 from splitglm_partitioner.advisor import Advisor, AdvisorSettings
 from splitglm_partitioner.decision import Decision
 from splitglm_partitioner.guidance import SteeringSettings
-from splitglm_partitioner.observations import Observation, ReplyEnded
+from splitglm_partitioner.link_estimator import PROBE_BYTES
+from splitglm_partitioner.observations import Direction, Observation, ReplyEnded, RoundTrip, Transfer
 from splitglm_partitioner.request import Request
 from splitglm_sims.strategies.facts import Facts
 from splitglm_sims.strategies.strategy import Probe, Task
@@ -73,7 +74,9 @@ class Product:
 
     def _connect(self, task: Task) -> None:
         if not self._connected and self._facts.cloud is not None and self._cloud(task):
-            self._advisor.connected(self._facts.cloud, link=task.situation.link)
+            self._advisor.connected(self._facts.cloud)
+            for seen in _as_probed(task):
+                self._advisor.observe(seen)
             self._connected = True
 
     def _asked(self, task: Task) -> Request:
@@ -85,6 +88,19 @@ class Product:
     @staticmethod
     def _cloud(task: Task) -> bool:
         return task.situation.link is not None and task.situation.cloud is not None
+
+
+def _as_probed(task: Task) -> tuple[Observation, ...]:
+    """What the agent sees when it connects: a round trip, and ``PROBE_BYTES`` each way."""
+    link, now_s = task.situation.link, task.now_s
+    if link is None:
+        return ()
+    ways = ((Direction.UP, link.uplink_bytes_per_s), (Direction.DOWN, link.downlink_bytes_per_s))
+    transfers = [
+        Transfer(at_s=now_s, direction=way, transfer_bytes=PROBE_BYTES, seconds=PROBE_BYTES / rate)
+        for way, rate in ways
+    ]
+    return RoundTrip(at_s=now_s, seconds=link.rtt_s), *transfers
 
 
 def product(
