@@ -22,6 +22,7 @@ from splitglm_cloud.gateway.back import Back
 from splitglm_cloud.gateway.load import LoadGate
 from splitglm_cloud.gateway.rebuild import Rebuilder
 from splitglm_cloud.gateway.received import ReceivedLog
+from splitglm_cloud.gateway.recent_load import RecentLoad
 from splitglm_cloud.gateway.service import SILENT_TOTAL, SplitService
 from splitglm_cloud.gateway.sessions import SessionTable
 from splitglm_cloud.gateway.speed import Speed, layer_seconds
@@ -109,8 +110,8 @@ class CloudServer:
             watch=lambda session, rebuild: self.table.on_rebuild(session, rebuild),
             soon=self._soon,
         )
-        measured = layer_seconds(CloudProfile.from_json(facts.profile).times)
-        speed = Speed(max_rows=settings.sweep_rows, engines=settings.workers, prior=measured)
+        profile = CloudProfile.from_json(facts.profile)
+        speed = Speed(max_rows=settings.sweep_rows, engines=settings.workers, prior=layer_seconds(profile.times))
         self.table = SessionTable(
             manifest=self.manifest,
             shape=facts.shape,
@@ -120,6 +121,7 @@ class CloudServer:
             session_ttl_s=settings.session_ttl_s,
             attached_idle_s=settings.attached_idle_s,
             gate=LoadGate(layers=len(facts.layers), limits=load_limits(settings), speed=speed),
+            load=RecentLoad(profile),
             on_reply=self._operation.on_reply,
             tenants_apart=self._tenants is not None,
         )

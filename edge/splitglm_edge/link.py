@@ -174,7 +174,7 @@ class CloudLink:
     def ping(
         self, *, size: int = 0, reply_size: int = 0, timeout_s: float = 5.0, silence_s: float | None = None
     ) -> float:
-        """Seconds from sending ``size`` extra bytes to the answer with ``reply_size`` extra bytes; ``load`` is that answer.
+        """Seconds from sending ``size`` extra bytes to the answer with ``reply_size`` extra bytes. ``load`` keeps it.
 
         Raises:
             DeadlineExceeded: no answer in time.

@@ -188,9 +188,18 @@ class Draining:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pong:
+    """The answer to a ping, and how busy the cloud is: means over the newest steps of all its devices.
+
+    ``queue_us`` and ``sweep_us`` as in ``Result``, cut at 2^32 - 1 when sent. ``slowdown_permille`` is how many
+    thousandths of its time alone a decode step takes, 1 to ``MAX_SLOWDOWN_PERMILLE``. An idle cloud tells 0, 0, 1000.
+    """
+
     handle: int
     nonce: int
     size: int = 0
+    queue_us: int = 0
+    sweep_us: int = 0
+    slowdown_permille: int = 1000
 
 
 KEEP_ALL = 0xFFFFFFFF

@@ -41,6 +41,7 @@ from splitglm_wire.limits import (
     MAX_PROBE_BYTES,
     MAX_RECORD_BYTES,
     MAX_ROWS,
+    MAX_SLOWDOWN_PERMILLE,
 )
 from splitglm_wire.open_frame import pack_open, unpack_open
 
@@ -52,7 +53,7 @@ _PING: Final = struct.Struct("<QII")
 _OPENED: Final = struct.Struct("<IIIII")
 _RESULT: Final = struct.Struct("<IIIBBHIIII")
 _ERROR: Final = struct.Struct("<IIBBBBIIH")
-_PONG: Final = struct.Struct("<QI")
+_PONG: Final = struct.Struct("<QIIII")
 _EMPTY: Final = struct.Struct("")
 _ZEROS: Final = memoryview(bytes(FRAME_ALIGN))
 
@@ -137,7 +138,10 @@ def _encode(frame: Frame) -> bytes:
             return _pad(Kind.DRAINING, h, _U32.pack(frame.deadline_ms))
         case Pong():
             _check_probe(frame.size)
-            return _pad(Kind.PONG, h, _PONG.pack(frame.nonce, frame.size), bytes(frame.size))
+            _check_slowdown(frame.slowdown_permille)
+            waits_us = min(frame.queue_us, 0xFFFFFFFF), min(frame.sweep_us, 0xFFFFFFFF)
+            head = _PONG.pack(frame.nonce, frame.size, *waits_us, frame.slowdown_permille)
+            return _pad(Kind.PONG, h, head, bytes(frame.size))
 
 
 def _check_step(seq: int, base: int, rows: int, generate: int) -> None:
@@ -153,6 +157,11 @@ def _check_result(rows: int, last: int) -> None:
 def _check_probe(*sizes: int) -> None:
     if max(sizes) > MAX_PROBE_BYTES:
         raise ProtocolError("a probe is too large")
+
+
+def _check_slowdown(permille: int) -> None:
+    if not 0 < permille <= MAX_SLOWDOWN_PERMILLE:
+        raise ProtocolError("a pong is out of bounds")
 
 
 def decode(data: bytes | bytearray | memoryview) -> Frame:
@@ -234,11 +243,19 @@ def _decode(kind: int, handle: int, body: memoryview) -> Frame:
             raise ProtocolError("a ping's size is wrong")
         return Ping(handle=handle, nonce=nonce, size=size, reply_size=reply_size)
     if kind == Kind.PONG:
-        nonce, size = _PONG.unpack_from(body)
+        nonce, size, queue_us, sweep_us, slowdown = _PONG.unpack_from(body)
         _check_probe(size)
+        _check_slowdown(slowdown)
         if len(body) != _PONG.size + size:
             raise ProtocolError("a pong's size is wrong")
-        return Pong(handle=handle, nonce=nonce, size=size)
+        return Pong(
+            handle=handle,
+            nonce=nonce,
+            size=size,
+            queue_us=queue_us,
+            sweep_us=sweep_us,
+            slowdown_permille=slowdown,
+        )
     return _decode_fixed(kind, handle, body)
 
 

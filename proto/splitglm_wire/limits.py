@@ -29,6 +29,9 @@ MAX_GENERATE: Final = 1 << 17
 MAX_PROBE_BYTES: Final = 256 << 10
 """Extra bytes of a bandwidth probe, either way."""
 
+MAX_SLOWDOWN_PERMILLE: Final = 1_000_000
+"""Of a decode step, told in a pong: a cloud a thousand times slower than alone is not busy but broken."""
+
 MAX_STOP_IDS: Final = 64
 MAX_ERROR_TEXT_BYTES: Final = 200
 MAX_MANIFEST_BYTES: Final = 4096

@@ -171,7 +171,8 @@ def test_a_bad_record_ends_its_stream_and_no_other(
     with undisturbed(agent):
         client.shake_hands()
         client.frame(Ping(handle=1, nonce=5))
-        assert client.receive() == Pong(handle=1, nonce=5)
+        answer = client.receive()
+        assert isinstance(answer, Pong) and (answer.handle, answer.nonce, answer.size) == (1, 5, 0)
         if kind == "replayed":
             good = client.established.channel.seal(framing.encode(Ping(handle=9, nonce=1)))
             client.raw(good)

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from splitglm_cloud.engine.events import Failure, Owner
+from splitglm_cloud.engine.events import Evicted, Failure, Owner
 from splitglm_cloud.engine.stats import EngineStats
 from splitglm_cloud.gateway.load import LoadGate, LoadLimits
 from splitglm_cloud.gateway.reaction import Rebuild
+from splitglm_cloud.gateway.recent_load import HALF_LIFE_S, RecentLoad
 from splitglm_cloud.gateway.sessions import SessionTable
 from splitglm_cloud.gateway.speed import Speed
 from splitglm_cloud.metrics import Metrics
@@ -22,6 +23,8 @@ from splitglm_core.plan import Codec, HeadSide, Precision, SplitPlan
 from splitglm_core.ranges import LayerRange
 from splitglm_core.sampling import SamplingParams
 from splitglm_core.shapes import ModelShape
+from splitglm_partitioner.layer_times import LayerTimes
+from splitglm_partitioner.profiles import CloudProfile
 from splitglm_wire.cloud import Output
 from splitglm_wire.frames import (
     Cancel,
@@ -48,6 +51,10 @@ from splitglm_wire.manifest import CloudManifest
 SHAPE = ModelShape(
     layers=4, hidden=8, intermediate=16, heads=2, kv_heads=1, head_dim=4, vocab=100, max_positions=512, tied_head=False
 )
+PROFILE = CloudProfile(
+    layers=4, served=LayerRange(0, 4), times=LayerTimes.uniform(4, decode_s=2e-3, prefill_s_per_token=1e-3),
+    has_embedding=True, has_head=True, head_s=2e-3, queue_s=0.0, codecs=(Codec.FP32, Codec.BF16),
+)  # fmt: skip
 PLAN = SplitPlan.cloud_only(4)
 USHAPE = SplitPlan(layers=4, s=1, t=3, head=HeadSide.DEVICE, codec=Codec.FP32)
 CALM = EngineStats()
@@ -103,10 +110,11 @@ class World:
         # One layer takes a tenth of a second for any batch, and a hundredth more for each row.
         self.gate = LoadGate(layers=4, limits=limits, speed=Speed(prior={1: 0.11, 100: 1.1}))
         self.metrics = Metrics()
+        self.now_s = 100.0
         self.table = SessionTable(
             manifest=CloudManifest(**offer), shape=SHAPE, executor=self.executor,  # type: ignore[arg-type]
             metrics=self.metrics, max_sessions=max_sessions, session_ttl_s=ttl_s, attached_idle_s=idle_s,
-            gate=self.gate, tenants_apart=apart,
+            gate=self.gate, load=RecentLoad(PROFILE), tenants_apart=apart, clock=lambda: self.now_s,
         )  # fmt: skip
 
     def stream(self, owner: Owner = SOMEBODY) -> FakeStream:
@@ -426,6 +434,59 @@ def test_pings_are_answered_with_the_size_asked_for() -> None:
     stream = world.stream()
     world.table.receive(stream, Ping(handle=3, nonce=77, size=10, reply_size=1000))
     assert stream.frames == [Pong(handle=3, nonce=77, size=1000)]
+
+
+def loads(stream: FakeStream, world: World) -> tuple[int, int, int]:
+    """What a ping is told of the load: waits in microseconds, slowdown in thousandths."""
+    world.table.receive(stream, Ping(handle=9, nonce=1))
+    pong = stream.frames.pop()
+    assert isinstance(pong, Pong)
+    return pong.queue_us, pong.sweep_us, pong.slowdown_permille
+
+
+def test_every_device_is_told_the_load_of_all() -> None:
+    world = World()
+    busy, other = world.stream(), world.stream(Owner("other"))
+    assert loads(other, world) == (0, 0, 1000)
+    world.table.receive(busy, open_frame(1))
+    world.table.receive(busy, step_frame(generate=3))
+    timed = {"queue_us": 4000, "sweep_us": 500, "compute_us": 30_000}
+    world.table.on_outcome(1, replace(token(42), **timed))
+    assert loads(other, world) == (4000, 500, 1000)  # its two rows are no decode step
+    world.table.on_outcome(1, replace(token(43), **timed))
+    assert loads(other, world) == loads(busy, world) == (4000, 500, 3000)  # 4 layers and the head at 2 ms each
+    world.table.on_outcome(1, token(44, last=True))
+    world.now_s += HALF_LIFE_S
+    assert loads(other, world) == (2000, 250, 2000)
+
+
+@pytest.mark.parametrize("how", ["failure", "eviction", "close"])
+def test_a_step_that_ends_without_an_answer_is_no_longer_under_way(how: str) -> None:
+    world = World()
+    stream = world.stream()
+    world.table.receive(stream, open_frame(1))
+    world.table.receive(stream, step_frame())
+    assert world.table._load.under_way == world.table.busy == 1
+    if how == "failure":
+        world.table.on_outcome(1, Failure(1, ErrorCode.INTERNAL, "it failed"))
+    elif how == "eviction":
+        world.table.on_outcome(1, Evicted(1))
+    else:
+        world.table.receive(stream, Close(handle=1, fence=1))
+    assert world.table._load.under_way == world.table.busy == 0
+
+
+def test_what_a_rebuild_took_is_not_told_as_load() -> None:
+    world = World()
+    stream = world.stream()
+    world.table.receive(stream, open_frame(1))
+    world.table.receive(stream, step_frame(generate=3))
+    world.table.on_rebuild(1, Rebuild.BEGAN)
+    world.table.on_rebuild(1, Rebuild.OK)
+    world.table.on_outcome(1, replace(token(42), queue_us=5_000_000, compute_us=900_000))
+    assert loads(stream, world) == (0, 0, 1000)
+    world.table.on_outcome(1, replace(token(43), queue_us=70, compute_us=10_000))
+    assert loads(stream, world) == (70, 0, 1000)
 
 
 @pytest.mark.parametrize("frame", [Draining(handle=1, deadline_ms=1), Ended(handle=1), Pong(handle=1, nonce=1)])

@@ -26,6 +26,7 @@ from splitglm_wire.limits import (
     MAX_PROBE_BYTES,
     MAX_RECORD_BYTES,
     MAX_ROWS,
+    MAX_SLOWDOWN_PERMILLE,
     MAX_STOP_IDS,
 )
 
@@ -81,6 +82,11 @@ def test_every_token_reply_has_the_size_of_a_control_frame(token: int, index: in
     frame = replace(EACH[7], payload=token.to_bytes(4, "little"), index=index, last=last)  # type: ignore[arg-type]
     assert len(encode(frame)) == FRAME_ALIGN
     assert len(encode(replace(frame, rows=0, payload=b""))) == FRAME_ALIGN
+
+
+def test_a_wait_beyond_what_a_pong_holds_is_told_as_the_longest() -> None:
+    told = decode(encode(replace(EACH[11], queue_us=2**32, sweep_us=2**70)))  # type: ignore[arg-type]
+    assert isinstance(told, Pong) and (told.queue_us, told.sweep_us) == (2**32 - 1, 2**32 - 1)
 
 
 @pytest.mark.parametrize("frame", EACH, ids=IDS)
@@ -148,7 +154,7 @@ def test_what_does_not_fit_a_record_is_neither_sent_nor_taken() -> None:
         encode(replace(step, payload=bytes(MAX_RECORD_BYTES)))  # type: ignore[arg-type]
 
 
-OPEN, STEP, RESULT, ERROR = EACH[0], EACH[1], EACH[7], EACH[8]
+OPEN, STEP, RESULT, ERROR, PONG = EACH[0], EACH[1], EACH[7], EACH[8], EACH[11]
 OUT_OF_BOUNDS: list[tuple[Frame, dict[str, Any]]] = [
     (STEP, {"rows": 0}),
     (STEP, {"rows": MAX_ROWS + 1}),
@@ -187,6 +193,11 @@ OUT_OF_BOUNDS: list[tuple[Frame, dict[str, Any]]] = [
     (EACH[5], {"reply_size": MAX_PROBE_BYTES + 1}),
     (EACH[5], {"nonce": 2**64}),
     (EACH[11], {"size": MAX_PROBE_BYTES + 1}),
+    (EACH[11], {"queue_us": -1}),
+    (EACH[11], {"sweep_us": -1}),
+    (EACH[11], {"slowdown_permille": 0}),
+    (EACH[11], {"slowdown_permille": MAX_SLOWDOWN_PERMILLE + 1}),
+    (EACH[11], {"slowdown_permille": 2**40}),
     (EACH[2], {"length": 2**32}),
     (EACH[6], {"have": 2**32}),
 ]
@@ -243,6 +254,10 @@ def test_a_number_out_of_bounds_is_never_sent(frame: Any, change: dict[str, Any]
         (OPEN, 100, b"\0"),  # criticality
         (OPEN, 100, b"\5"),
         (OPEN, 101, b"\1"),  # reserved
+        (PONG, 20, bytes(4)),  # slowdown
+        (PONG, 20, struct.pack("<I", MAX_SLOWDOWN_PERMILLE + 1)),
+        (PONG, 20, b"\xff" * 4),
+        (PONG, 8, struct.pack("<I", 71)),  # size
     ],
 )
 def test_a_field_out_of_bounds_is_refused(frame: Frame, at: int, value: bytes) -> None:
@@ -266,7 +281,7 @@ def test_declared_sizes_allocate_nothing() -> None:
     hostile = [sealed(kind, bytes(40), length=length) for kind in Kind for length in (2**20, 2**31, 2**32 - 1)]
     hostile += [sealed(Kind.PING, struct.pack("<QII", 1, size, 0)) for size in (2**18, 2**31, 2**32 - 1)]
     hostile += [sealed(Kind.PING, struct.pack("<QII", 1, 0, size)) for size in (2**18 + 1, 2**31, 2**32 - 1)]
-    hostile += [sealed(Kind.PONG, struct.pack("<QI", 1, size)) for size in (2**18, 2**31, 2**32 - 1)]
+    hostile += [sealed(Kind.PONG, struct.pack("<QIIII", 1, size, 0, 0, 1000)) for size in (2**18, 2**31, 2**32 - 1)]
     hostile += [sealed(Kind.ERROR, struct.pack("<IIBBBBIIH", 1, 1, 1, 1, 0, 0, 0, 0, 2**16 - 1))]
     hostile += [sealed(Kind.STEP, struct.pack("<IIIBBHI", 1, 1, 0, 2, 1, 2**16 - 1, 0))]
     for data in hostile:

@@ -26,12 +26,13 @@ from splitglm_wire.frames import (
     Step,
     Truncate,
 )
-from splitglm_wire.limits import MAX_CONTEXT, MAX_GENERATE, MAX_ROWS, MAX_STOP_IDS
+from splitglm_wire.limits import MAX_CONTEXT, MAX_GENERATE, MAX_ROWS, MAX_SLOWDOWN_PERMILLE, MAX_STOP_IDS
 
 U32 = st.integers(0, 2**32 - 1)
 HANDLE = st.fixed_dictionaries({"handle": U32})
 IDS = st.lists(U32, max_size=MAX_STOP_IDS).map(tuple)
 FINITE = st.floats(-100, 100)
+SLOWDOWN = st.integers(1, MAX_SLOWDOWN_PERMILLE)
 
 
 @st.composite
@@ -117,11 +118,15 @@ CONTROL: tuple[st.SearchStrategy[Frame], ...] = (
     st.builds(Ended, handle=U32),
     st.builds(Draining, handle=U32, deadline_ms=U32),
     st.builds(Ping, handle=U32, nonce=st.integers(0, 2**64 - 1), reply_size=st.integers(0, 1 << 18)),
-    st.builds(Pong, handle=U32, nonce=st.integers(0, 2**64 - 1)),
+    st.builds(
+        Pong, handle=U32, nonce=st.integers(0, 2**64 - 1), queue_us=U32, sweep_us=U32, slowdown_permille=SLOWDOWN
+    ),
 )
 PROBES: tuple[st.SearchStrategy[Frame], ...] = (
     st.builds(Ping, handle=U32, nonce=U32, size=st.integers(0, 5000), reply_size=st.integers(0, 1 << 18)),
-    st.builds(Pong, handle=U32, nonce=U32, size=st.integers(0, 5000)),
+    st.builds(
+        Pong, handle=U32, nonce=U32, size=st.integers(0, 5000), queue_us=U32, sweep_us=U32, slowdown_permille=SLOWDOWN
+    ),
 )
 FRAMES: st.SearchStrategy[Frame] = st.one_of(OPEN, STEP, RESULT, ERROR, *CONTROL, *PROBES)
 
@@ -185,5 +190,5 @@ def one_of_each() -> list[Frame]:
         ),
         Ended(handle=1),
         Draining(handle=1, deadline_ms=5000),
-        Pong(handle=1, nonce=5, size=70),
+        Pong(handle=1, nonce=5, size=70, queue_us=9, sweep_us=8, slowdown_permille=1500),
     ]

@@ -19,6 +19,7 @@ from splitglm_cloud.gateway.held import Held, Stream
 from splitglm_cloud.gateway.load import LoadGate
 from splitglm_cloud.gateway.offer import refusal as why_not
 from splitglm_cloud.gateway.reaction import Rebuild
+from splitglm_cloud.gateway.recent_load import RecentLoad
 from splitglm_cloud.gateway.refusal import Refusal
 from splitglm_cloud.gateway.reply_watch import ReplyRecord, ReplyWatch
 from splitglm_cloud.metrics import Metrics, class_label
@@ -33,7 +34,6 @@ from splitglm_wire.frames import (
     Frame,
     Open,
     Ping,
-    Pong,
     Reply,
     Result,
     Step,
@@ -59,6 +59,7 @@ class SessionTable:
         session_ttl_s: life of a session without a stream.
         attached_idle_s: life of a session that has a stream and no work.
         gate: which sessions and steps are let in.
+        load: what pings are answered with.
         on_reply: receives every finished reply, for traces.
         tenants_apart: owners are proven, so that no tenant takes another's session; else a device may come back from
             another address.
@@ -76,6 +77,7 @@ class SessionTable:
         session_ttl_s: float,
         attached_idle_s: float,
         gate: LoadGate,
+        load: RecentLoad,
         on_reply: Callable[[ReplyRecord], None] | None = None,
         tenants_apart: bool = False,
         clock: Callable[[], float] = time.monotonic,
@@ -88,6 +90,7 @@ class SessionTable:
         self._ttl_s = session_ttl_s
         self._attached_idle_s = attached_idle_s
         self._gate = gate
+        self._load = load
         self._on_reply = on_reply
         self._apart = tenants_apart
         self._clock = clock
@@ -125,7 +128,7 @@ class SessionTable:
     def receive(self, stream: Stream, frame: Frame) -> None:
         """Take one frame of a device."""
         if isinstance(frame, Ping):
-            stream.send(Pong(handle=frame.handle, nonce=frame.nonce, size=frame.reply_size))
+            stream.send(self._load.pong(frame, self._clock()))
             return
         if isinstance(frame, Open):
             self._open(stream, replace(frame, criticality=max(frame.criticality, stream.owner.highest)))
@@ -159,11 +162,14 @@ class SessionTable:
         if held is None:
             return
         if isinstance(outcome, Output):
-            held.watch.answered(outcome, self._clock())
+            now_s = self._clock()
+            held.watch.answered(outcome, now_s)
+            self._load.answered(key, outcome, now_s)
             held.answered(outcome)
             self._act(held, held.session.on_output(outcome))
         elif isinstance(outcome, Failure):
             held.watch.failed(outcome.code, self._clock())
+            self._load.ended(key, outcome.seq)
             retry_after_s = outcome.retry_after_s
             if outcome.code is ErrorCode.OVERLOADED:
                 self._judged += 1
@@ -173,6 +179,7 @@ class SessionTable:
         else:
             if outcome.seq is not None:
                 held.watch.failed(ErrorCode.KV_GAP, self._clock())
+            self._load.ended(key)
             self._act(held, held.session.on_evicted())
 
     def on_rebuild(self, key: int, rebuild: Rebuild) -> None:
@@ -180,6 +187,7 @@ class SessionTable:
         held = self._by_key.get(key)
         if held is not None and rebuild is Rebuild.BEGAN:
             held.watch.rebuild_began(self._clock())
+            self._load.rebuilt(key)
         elif held is not None:
             held.watch.rebuild_ended(self._clock(), ok=rebuild is Rebuild.OK)
         if rebuild is Rebuild.LEFT:
@@ -292,6 +300,8 @@ class SessionTable:
                     self._executor.configure(held.key, action, held.owner)
                 case Submit():
                     held.watch.submitted(action.step, self._clock())
+                    if held.session.plan is not None:
+                        self._load.submitted(held.key, held.session.plan, action.step)
                     if action.step.rows > 1:
                         self._metrics.tokens.labels("prefill").inc(action.step.rows)
                     self._executor.submit(held.key, action.step)
@@ -318,6 +328,7 @@ class SessionTable:
             self._streams[held.stream].pop(held.handle, None)
         self._gate.release(held.key)
         held.watch.ended(self._clock())
+        self._load.ended(held.key)
         self._executor.drop(held.key)
         self._metrics.sessions.set(len(self._by_id))
 
