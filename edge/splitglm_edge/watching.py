@@ -8,7 +8,7 @@ the wire. That is sound only where nothing but the link was in the way, so a ste
 * it has ``MIN_TRANSFER_BYTES`` at least, and its answer a sixteenth of that at most: the way down is not measured;
 * it was sent while nothing else of its conversation was open, or it is known when the step before it had left;
 * it did not wait in the cloud for the step before it: their answers lie further apart than the cloud's own times;
-* it took longer than twice RTTVAR and a millisecond: less is the noise of the round trip that was taken off.
+* it took longer than twice RTTVAR and 50 ms: of less, what else takes time on both sides would be too large a part.
 
 **Round trip, passively.** A small step that was sent while nothing else was open, less the cloud's own times, the
 overhead and its bytes at the estimated rate, is a round trip; so while a reply is under way no ping is needed.
@@ -28,8 +28,10 @@ from splitglm_partitioner.rates import MIN_TRANSFER_BYTES
 from splitglm_wire.events import StepDone, TokenArrived
 from splitglm_wire.frames import Reply, Step
 
-_LEAST_S: Final = 1e-3
-"""Scheduling of threads on both sides is about as long."""
+_SLACK_S: Final = 1e-3
+_LEAST_S: Final = 0.05
+"""An upload's time holds some milliseconds that are not the link's (threads of both sides that wait for a processor or
+for each other): measured on two busy cores 1 ms of 100, but 8 of 38. A faster upload is left to the probes."""
 _SMALL_REPLY: Final = 1 / 16
 _RTT_SHARE: Final = 0.25
 """Of a round trip: an exchange whose bytes take longer at the estimated rate measures the rate too."""
@@ -108,7 +110,7 @@ class StepWatch:
             return  # the end of a generation says nothing about its beginning
         link = self._link()
         cloud_s = event.queue_s + event.sweep_s + event.compute_s
-        slack_s = max(_LEAST_S, link.rtt_var_s)
+        slack_s = max(_SLACK_S, link.rtt_var_s)
         if not sent.alone and before_s is not None and at_s - before_s <= cloud_s + slack_s:
             return  # it waited in the cloud for the step before it
         left_s = self._left_s = at_s - link.rtt_s - link.overhead_s - cloud_s

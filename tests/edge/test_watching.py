@@ -90,9 +90,15 @@ def test_back_to_back_chunks_on_a_slow_link_all_count() -> None:
 
 
 def test_chunks_that_wait_for_a_slow_cloud_do_not_count() -> None:
-    world = World(1e7, compute_s=0.2)
+    world = World(1e6, compute_s=0.2)
     world.run([64 << 10] * 6)
     assert len(world.rates()) == 1  # only the first one found the cloud idle
+
+
+def test_what_was_on_the_wire_too_shortly_to_be_timed_tells_no_rate() -> None:
+    world = World(1e7)
+    world.run([64 << 10] * 6, every_s=0.5)
+    assert world.rates() == []
 
 
 def test_small_steps_and_steps_with_big_answers_tell_no_rate() -> None:
