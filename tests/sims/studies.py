@@ -52,6 +52,15 @@ name = "cloud-only"
 role = "side"
 """
 
+SPLIT = """
+[[strategies]]
+name = "fixed"
+label = "split"
+role = "fixed"
+options = { arm = "split" }
+"""
+"""A fixed arm beside the sides."""
+
 
 def small_study(folder: Path, text: str = SMALL) -> LoadedStudy:
     """``text`` as a loaded study."""
@@ -66,14 +75,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 LINK = LinkScene(up=RateTrace.constant(1e5), down=RateTrace.constant(2e5), rtt_s=0.05)
-COSTS = {"u-shape": 1.04, "device-only": 1.3, "cloud-only": 1.2}
+COSTS = {"u-shape": 1.04, "device-only": 1.3, "cloud-only": 1.2, "split": 1.25}
 """What a request of ``made_up`` costs by strategy, of its best plan's 1; on Wi-Fi the u-shape costs 1.5 instead."""
 
 
 def made_up(study: LoadedStudy, cell: Cell) -> Columns:
     """Records of known cost, the same for every request of a seed but for the seed's own factor."""
     cost = 1.5 if (cell.strategy.label, cell.link.name) == ("u-shape", "wifi-poor") else COSTS[cell.strategy.label]
-    arm = {"u-shape": "ushape"}.get(cell.strategy.label, cell.strategy.label.removesuffix("-only"))
+    arm = {"u-shape": "ushape", "split": "ushape"}.get(cell.strategy.label, cell.strategy.label.removesuffix("-only"))
     asked = tuple(job(index) for index in range(study.config.requests or 1))
     builder = ColumnsBuilder()
     builder.add((record(index, cost * cell.seed, 1.0 * cell.seed, arm) for index in range(len(asked))), asked, LINK)

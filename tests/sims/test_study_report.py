@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from studies import LINK, SMALL, contents, job, made_up, record, small_study
+from studies import LINK, SMALL, SPLIT, contents, job, made_up, record, small_study
 
 from splitglm_core.errors import InputError
 from splitglm_sims.links.fitted import Use
@@ -30,7 +30,7 @@ from splitglm_sims.study.tables import choices, facts, goals, number, relative_c
 @pytest.fixture(scope="module")
 def section(tmp_path_factory: pytest.TempPathFactory) -> Section:
     folder = tmp_path_factory.mktemp("study")
-    run_study(small_study(folder), folder / "out", simulate=made_up)
+    run_study(small_study(folder, SMALL + SPLIT), folder / "out", simulate=made_up)
     return Section.of(folder / "out")
 
 
@@ -79,10 +79,16 @@ def test_a_goal_is_not_met_by_failing(tmp_path: Path) -> None:
 
 
 def test_the_guard_is_for_worlds_that_allow_both_sides(tmp_path: Path) -> None:
-    study = small_study(tmp_path, SMALL.replace('["open"]', '["no-text"]'))
+    study = small_study(tmp_path, (SMALL + SPLIT).replace('["open"]', '["no-text"]'))
     run_study(study, tmp_path / "out", simulate=made_up)
     section = Section.of(tmp_path / "out")
     assert found(section.verdicts, GUARD) == {} and len(found(section.verdicts, FIXED)) == 2
+
+
+def test_the_two_sides_alone_are_no_choice_of_fixed_arms(tmp_path: Path) -> None:
+    run_study(small_study(tmp_path), tmp_path / "out", simulate=made_up)
+    section = Section.of(tmp_path / "out")
+    assert found(section.verdicts, FIXED) == {} and len(found(section.verdicts, GUARD)) == 2
 
 
 def test_workloads_of_a_class_are_pooled_seed_by_seed(tmp_path: Path) -> None:
@@ -141,10 +147,10 @@ def test_tables_say_who_took_part_and_what_was_run(section: Section) -> None:
     rows = {row[0]: row for row in strategies(section.results.config).rows}
     assert rows["u-shape"][1] == "judged" and "arm=ushape" in rows["u-shape"][2]
     cost = relative_cost(section.groups)
-    assert cost.header == ("worlds", "u-shape", "device-only", "cloud-only")
+    assert cost.header == ("worlds", "u-shape", "device-only", "cloud-only", "split")
     assert cost.rows[0][1].startswith("1.000 [") and cost.rows[0][3].startswith(f"{1.2 / 1.04:.3f} [")
     group = section.groups[0]
-    assert [row[0] for row in times(group).rows] == ["u-shape", "device-only", "cloud-only"]
+    assert [row[0] for row in times(group).rows] == ["u-shape", "device-only", "cloud-only", "split"]
     picked = dict(zip(choices(group).header, choices(group).rows[0], strict=True))
     assert picked["ushape %"] == "100" and picked["TTFT predicted"] == "off 10.0 %, bias +10.0 %"
     assert picked["made up"] == "1.50"

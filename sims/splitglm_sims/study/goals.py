@@ -85,7 +85,8 @@ def _row(members: list[Group]) -> list[Verdict]:
     first = members[0]
     by_role = {role: _pooled(members, role) for role in Role}
     sides = {one.label: one for one in by_role[Role.SIDE]}
-    fixed = sides | {one.label: one for one in by_role[Role.FIXED]}
+    # The two sides alone would be a poor choice of fixed arms to be the best of.
+    fixed = sides | {one.label: one for one in by_role[Role.FIXED]} if by_role[Role.FIXED] else {}
     found = []
     for judged in by_role[Role.JUDGED]:
         if judged.totals.best is not None:
