@@ -22,7 +22,7 @@ class SteeringSettings:
 
     margin: float = 0.05
     patience: int = 2
-    explore_share: float = 0.01
+    explore_share: float = 0.005
     explore_within: float = 0.5
     stale_s: float = 120.0
 
