@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from splitglm_sims.study.report import Section
 
 _MAX_JOBS = 256
+_CELL_CHARS = 100
 
 _Folders = Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of finished studies.")]
 
@@ -93,19 +94,25 @@ def compare(
 
 
 def list_all(as_json: options.Json = False, debug: options.Debug = False) -> None:
-    """Shipped studies, strategies with their sources, link classes, workloads, and presets of devices and clouds."""
+    """Shipped studies, strategies with their sources, link classes, workloads, and presets of devices and clouds.
+
+    Long sources are cut short; --json has them whole.
+    """
+    import textwrap
+
     from splitglm_cli.text_table import text_table
     from splitglm_sims.study.inventory import inventory
 
     shelves = inventory()
     if as_json:
-        print(
-            json.dumps(
-                {shelf.name: [dict(zip(shelf.header, row, strict=True)) for row in shelf.rows] for shelf in shelves}
-            )
-        )
+        rows_of = {shelf.name: [dict(zip(shelf.header, row, strict=True)) for row in shelf.rows] for shelf in shelves}
+        print(json.dumps(rows_of))
         return
-    print("\n\n".join(f"{shelf.name}\n{text_table(shelf.header, shelf.rows)}" for shelf in shelves))
+    parts = []
+    for shelf in shelves:
+        rows = [[textwrap.shorten(cell, _CELL_CHARS, placeholder=" ...") for cell in row] for row in shelf.rows]
+        parts.append(f"{shelf.name}\n{text_table(shelf.header, rows)}")
+    print("\n\n".join(parts))
 
 
 def _print_goals(section: Section) -> None:

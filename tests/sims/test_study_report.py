@@ -45,6 +45,13 @@ def failing(study: LoadedStudy, cell: Cell) -> Columns:
     return builder.build()
 
 
+def named_nastily(study: LoadedStudy, cell: Cell) -> Columns:
+    asked = (job(0),)
+    builder = ColumnsBuilder()
+    builder.add([record(0, 1.0, 1.0, "cloud", failed="<b>lost</b>|")], asked, LINK)
+    return builder.build({"<i>": 1.0})
+
+
 def found(verdicts: tuple[Verdict, ...], goal: str) -> dict[str, Verdict]:
     return {verdict.link: verdict for verdict in verdicts if verdict.goal == goal}
 
@@ -220,10 +227,12 @@ def test_equal_results_give_equal_bytes(section: Section, tmp_path: Path) -> Non
 
 def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
     nasty = "<script>alert(1)</script>|`x`"
-    study = small_study(tmp_path, SMALL.replace('"for tests"', f"'{nasty}'"))
-    run_study(study, tmp_path / "out", simulate=made_up)
+    text = SMALL.replace('"for tests"', f"'{nasty}'").replace('"lte-driving"', "'hsdpa-bus'")
+    text = text.replace('label = "u-shape"', "label = 'u-$<b>$^'")
+    run_study(small_study(tmp_path, text), tmp_path / "out", simulate=named_nastily)
     html, markdown = write_report([Section.of(tmp_path / "out")], tmp_path / "report")
-    assert "<script>" not in html.read_text() and "&lt;script&gt;" in html.read_text()
+    assert "&lt;script&gt;" in html.read_text() and "u-$&lt;b&gt;$^" in html.read_text()
+    assert not {"<script>", "<b>", "<i>"} & set(re.findall(r"<\w+>", html.read_text()))
     assert "\\<script>" in markdown.read_text() and "\\|" in markdown.read_text()
 
 

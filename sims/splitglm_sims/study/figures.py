@@ -33,6 +33,7 @@ _SETTINGS: Final[dict[Any, Any]] = {
     "grid.alpha": 0.25,
     "legend.frameon": False,
     "path.simplify": True,
+    "text.parse_math": False,  # a label may hold a dollar sign
 }
 _BITS: Final = 8e-6  # Mbit per byte
 _ARM_COLOURS: Final = ("#1b6ca8", "#d1495b", "#66a182", "#edae49")
