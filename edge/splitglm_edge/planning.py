@@ -39,11 +39,8 @@ class Planner:
         self._sensors = sensors or Sensors()
 
     def vitals(self) -> Vitals:
-        """What the sensors say, with the memory that plans may use."""
-        vitals = self._sensors.read()
-        if vitals.memory_bytes_available is None:
-            return vitals
-        return replace(vitals, memory_bytes_available=vitals.memory_bytes_available + self._held_bytes())
+        """What the sensors say, and what this process holds."""
+        return replace(self._sensors.read(), memory_bytes_held=self._held_bytes())
 
     def decide(self, request: Request, *, genre: str = "", use_cloud: bool = True) -> tuple[Decision, tuple[str, ...]]:
         """The decision, and a note when the cloud was left out because it cannot be reached or is too small.

@@ -24,6 +24,7 @@ _TERMS = {
     "downlink_s": "downlink",
     "tail_s": "tail",
     "head_s": "head",
+    "calibration_s": "calibration",
 }
 
 
@@ -53,7 +54,7 @@ def terms_table(decision: Decision) -> str:
     """Where the seconds go: one row per named term that is not zero everywhere, two columns per plan.
 
     The first column of a plan is its prefill, whose places overlap, so that its sum may exceed the TTFT in the last
-    row; the second is one further token, which its terms add up to.
+    row; the second is one further token, which its terms add up to. Calibration is what the arm's factor adds or takes.
     """
     choices = _choices(decision)
     heads = [choice.plan.arm.value + ("*" if choice is decision.chosen else "") for choice in choices]
@@ -92,9 +93,24 @@ def in_words(decision: Decision) -> str:
     if plan.arm in (Arm.SPLIT, Arm.USHAPE):
         out.append(_cut(facts))
     if decision.runners_up:
-        out.append(f"Next best: {decision.runners_up[0].plan}, {float(facts['margin']):.3g} dearer.")
+        out.append(_next_best(decision, facts))
+    out += [f"{note[0].upper()}{note[1:]}." for note in decision.notes]
     out += [f"Not allowed: {excluded.arm.value}, {excluded.detail}." for excluded in decision.excluded]
     return "\n".join(out)
+
+
+_STEERED = {
+    "kept": "this arm has served such requests so far, and the other has not been cheaper for long or by much",
+    "explored": "this arm has not run for long, and trying it is in the budget",
+}
+
+
+def _next_best(decision: Decision, facts: dict[str, str]) -> str:
+    other = decision.runners_up[0]
+    margin = other.value - decision.value
+    if margin >= 0.0:
+        return f"Next best: {other.plan}, {margin:.3g} dearer."
+    return f"Cheaper by {-margin:.3g} would be: {other.plan}; but {_STEERED[facts['steering']]}."
 
 
 def _choices(decision: Decision) -> tuple[Choice, ...]:
@@ -155,11 +171,13 @@ def _cut(facts: dict[str, str]) -> str:
 
 def _places(parts: Parts) -> str:
     seconds = [(getattr(parts, name) or 0.0, label) for name, label in _TERMS.items()]
-    shown = sorted((pair for pair in seconds if pair[0] > 0.0), key=lambda pair: -pair[0])
+    shown = sorted((pair for pair in seconds if pair[0]), key=lambda pair: -abs(pair[0]))
     return ", ".join(f"{label} {_seconds(value)}" for value, label in shown) or "no time at all"
 
 
 def _seconds(value: float) -> str:
+    if value < 0.0:
+        return f"-{_seconds(-value)}"
     if value >= 1.0:
         return f"{value:.2f} s"
     return f"{value * 1e3:.1f} ms" if value >= 1e-3 else f"{value * 1e6:.0f} us"

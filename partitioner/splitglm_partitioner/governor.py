@@ -21,6 +21,7 @@ class Vitals:
     Attributes:
         temperature_c: of the hottest processor core, degrees Celsius.
         memory_bytes_available: bytes that can be had without swapping.
+        memory_bytes_held: by this process for the model, and so not among those available.
         battery_ratio: charge, 0 to 1.
         on_battery: whether it runs on it.
         load_ratio: runnable threads of others per core.
@@ -28,6 +29,7 @@ class Vitals:
 
     temperature_c: float | None = None
     memory_bytes_available: int | None = None
+    memory_bytes_held: int = 0
     battery_ratio: float | None = None
     on_battery: bool | None = None
     load_ratio: float | None = None
@@ -37,6 +39,7 @@ class Vitals:
             check_number("temperature_c", self.temperature_c, -100.0, 200.0)
         if self.memory_bytes_available is not None:
             check_count("memory_bytes_available", self.memory_bytes_available, 0, MAX_BYTES)
+        check_count("memory_bytes_held", self.memory_bytes_held, 0, MAX_BYTES)
         if self.battery_ratio is not None:
             check_number("battery_ratio", self.battery_ratio, 0.0, 1.0)
         if self.load_ratio is not None:
@@ -147,17 +150,15 @@ def govern(
     now_s: float,
     *,
     layers_in_use: int | None = None,
-    held_bytes: int = 0,
 ) -> tuple[GovernorState, Ruling]:
     """Rule on what the device may use. A sensor that says nothing leaves its bound as it was.
 
     Args:
         layers_in_use: on the device now: the first cut for heat starts from them, so that it is felt; None for all.
-        held_bytes: weights and caches of this process, which ``vitals.memory_bytes_available`` does not contain.
     """
     reasons: list[str] = []
     state = _heat(state, vitals, device, settings, now_s, layers_in_use)
-    state = _memory(state, vitals, settings, held_bytes)
+    state = _memory(state, vitals, settings)
     state = replace(state, battery=_battery(state.battery, vitals, settings))
     layers, memory, weight = device.max_layers, device.memory_bytes_free, 0.0
     if state.heat_layers is not None and state.heat_layers < layers:
@@ -213,12 +214,11 @@ def _heat(
     return state
 
 
-def _memory(state: GovernorState, vitals: Vitals, settings: GovernorSettings, held_bytes: int) -> GovernorState:
-    check_count("held_bytes", held_bytes, 0, MAX_BYTES)
+def _memory(state: GovernorState, vitals: Vitals, settings: GovernorSettings) -> GovernorState:
     left = vitals.memory_bytes_available
     if left is None:
         return state
-    bound = min(max(0, held_bytes + left - settings.memory_low_bytes), MAX_BYTES)
+    bound = min(max(0, vitals.memory_bytes_held + left - settings.memory_low_bytes), MAX_BYTES)
     # Down at once; up only when others have plenty, so that giving back and taking again do not alternate.
     if state.memory_bytes is None or bound < state.memory_bytes or left >= settings.memory_high_bytes:
         return replace(state, memory_bytes=bound)
@@ -254,10 +254,7 @@ class Governor:
         now_s: float,
         *,
         layers_in_use: int | None = None,
-        held_bytes: int = 0,
     ) -> Ruling:
         """What the device may use now; see ``govern``."""
-        self._state, ruling = govern(
-            self._state, vitals, device, self._settings, now_s, layers_in_use=layers_in_use, held_bytes=held_bytes
-        )
+        self._state, ruling = govern(self._state, vitals, device, self._settings, now_s, layers_in_use=layers_in_use)
         return ruling

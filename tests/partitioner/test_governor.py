@@ -78,15 +78,15 @@ def test_heat_is_advice_and_the_hard_bound_leaves_a_device_without_a_cloud_its_p
     assert ruling.reasons == ("at 80 degC the device runs at most 24 of 32 layers until it is cool",)
 
 
-def memory(available: int) -> Vitals:
-    return Vitals(memory_bytes_available=available)
+def memory(available: int, held: int = 0) -> Vitals:
+    return Vitals(memory_bytes_available=available, memory_bytes_held=held)
 
 
 def test_memory_that_others_need_is_not_used_at_once_and_taken_back_only_when_plenty_is_left() -> None:
     governor, low, high = Governor(), SETTINGS.memory_low_bytes, SETTINGS.memory_high_bytes
     held = 1 << 30
     asked = [
-        governor.rule(memory(left), DEVICE, 0.0, held_bytes=held).memory_bytes_free
+        governor.rule(memory(left, held), DEVICE, 0.0).memory_bytes_free
         for left in (
             2 << 30,
             low,
@@ -176,7 +176,7 @@ def test_the_cut_turns_around_no_more_often_than_the_temperature_crosses_the_gap
 def test_whatever_the_sensors_say_the_bounded_device_is_a_valid_one(seen: list[Vitals], max_layers: int) -> None:
     governor, device = Governor(), dataclasses.replace(DEVICE, max_layers=max_layers, power=POWER)
     for i, vitals in enumerate(seen):
-        ruling = governor.rule(vitals, device, 7.0 * i, held_bytes=1 << 28)
+        ruling = governor.rule(dataclasses.replace(vitals, memory_bytes_held=1 << 28), device, 7.0 * i)
         bounded = ruling.applied(device)  # DeviceProfile checks its own ranges
         assert bounded.max_layers <= ruling.hard_max_layers == max_layers
         assert bounded.memory_bytes_free <= device.memory_bytes_free
