@@ -1,8 +1,9 @@
 """Goal S13 on the real system: the agent's own policy against device-only and cloud-only, never worse than 1.05 times.
 
-Three agents share a device, a cloud and a link: one that decides for itself, one that keeps everything on the device,
-one that leaves everything to the cloud. Each request is asked of all three, in changing order, from the same instant
-of the link's traces; what counts is the time until its last token, summed over the requests.
+Three agents share a device, its layers in memory, a cloud and a link, and know nothing of each other: one decides for
+itself, one keeps everything on the device, one leaves everything to the cloud. Each request is asked of all three, in
+changing order, from the same instant of the link's traces; what counts is the time until its last token, summed over
+the requests.
 """
 
 from __future__ import annotations
@@ -24,8 +25,7 @@ from splitglm_core.plan import Arm, Codec, Precision, SplitPlan
 from splitglm_partitioner.arms import make_plan
 from splitglm_sims.links.fitted import link_class
 from splitglm_sims.study.statistics import ratio_of_sums
-from splitglm_sims.testbed.bed import Run, Testbed, job_of, open_testbed
-from splitglm_sims.testbed.machines import profile_afresh
+from splitglm_sims.testbed.bed import Run, Testbed, job_of, open_testbeds
 from splitglm_sims.testbed.replayed_link import ReplayedLink
 from splitglm_sims.testbed.stretches import calm_offsets, emulated
 from splitglm_sims.traces import load_trace
@@ -123,11 +123,8 @@ def main() -> None:
             cloud = running.enter_context(CloudProcess(args.model, arguments=arguments))
         link = running.enter_context(ReplayedLink(cloud.address))
         pin_here((1,) if pinned else ())
-        profile_afresh(args.model, precision)
-        beds = {
-            side: running.enter_context(open_testbed(args.model, link, key=cloud.key, precision=precision))
-            for side in SIDES
-        }
+        opened = open_testbeds(args.model, link, key=cloud.key, count=len(SIDES), precision=precision)
+        beds = dict(zip(SIDES, running.enter_context(opened), strict=True))
         rows = []
         for name, scene in links(args.smoke).items():
             jobs = requests(args.requests, args.seed)

@@ -24,9 +24,9 @@ from splitglm_core.plan import Arm, Codec, Precision, SplitPlan
 from splitglm_core.shapes import ModelShape
 from splitglm_partitioner.arms import make_plan
 from splitglm_sims.links.fitted import link_class
-from splitglm_sims.testbed.bed import Run, Testbed, job_of, open_testbed
+from splitglm_sims.testbed.bed import Run, Testbed, job_of, open_testbeds
 from splitglm_sims.testbed.comparison import simulated
-from splitglm_sims.testbed.machines import Machines, measure_machines, profile_afresh
+from splitglm_sims.testbed.machines import Machines, measure_machines
 from splitglm_sims.testbed.replayed_link import ReplayedLink
 from splitglm_sims.testbed.stretches import calm_offsets, emulated
 from splitglm_sims.testbed.work import profiled_work, real_work
@@ -171,8 +171,8 @@ def terms(machines: Machines, cells: list[list[Pair]], model: ModelShape) -> str
         ["gap between tokens of a cloud alone", f"{1e3 * machines.stream_gap_s:.2f} ms", "simulated, as its queue"],
         ["start of a reply", f"{1e3 * machines.start_s:.2f} ms", "added to the simulator's TTFT"],
         ["opening a session", f"{1e3 * machines.open_s:.2f} ms", "added to the simulator's TTFT"],
-        ["framing per exchange, up", f"{machines.frame_up_bytes:.0f} bytes", "not in the simulator"],
-        ["framing per exchange, down", f"{machines.frame_down_bytes:.0f} bytes", "not in the simulator"],
+        ["framing per exchange, up", f"{machines.frame_up_bytes:.0f} bytes", "simulated, at mean rates"],
+        ["framing per exchange, down", f"{machines.frame_down_bytes:.0f} bytes", "simulated, at mean rates"],
     ]
     for place, pace in (("device", machines.device_pace), ("cloud", machines.cloud_pace)):
         ratios = []
@@ -206,8 +206,8 @@ def main() -> None:
             cloud = running.enter_context(CloudProcess(args.model, arguments=arguments))
         link = running.enter_context(ReplayedLink(cloud.address))
         pin_here((1,) if pinned else ())
-        profile_afresh(args.model, Precision(args.precision))
-        bed = running.enter_context(open_testbed(args.model, link, key=cloud.key, precision=Precision(args.precision)))
+        precision = Precision(args.precision)
+        (bed,) = running.enter_context(open_testbeds(args.model, link, key=cloud.key, precision=precision))
         machines = measure_machines(bed, repetitions=1 if args.smoke else 7)
         rows, cells = [], []
         for name, scene in links(args.smoke).items():

@@ -20,7 +20,7 @@ from splitglm_core.plan import Arm, Codec, Precision, SplitPlan
 from splitglm_glm.store import ModelStore
 from splitglm_partitioner.arms import make_plan
 from splitglm_partitioner.lanes import lane_of
-from splitglm_sims.testbed.bed import Testbed, fixed_of, job_of, open_testbed, prompt_ids
+from splitglm_sims.testbed.bed import Testbed, fixed_of, job_of, open_testbeds, prompt_ids
 from splitglm_sims.testbed.comparison import simulated
 from splitglm_sims.testbed.machines import Machines, measure_machines
 from splitglm_sims.testbed.orders import rotated
@@ -61,7 +61,7 @@ def cloud(home: Path) -> Iterator[RunningCloud]:
 def bed(home: Path, cloud: RunningCloud) -> Iterator[Testbed]:
     with ReplayedLink(cloud.address) as link:
         link.show(link_of(FAST, FAST))
-        opened = open_testbed(
+        opened = open_testbeds(
             str(home / "model"),
             link,
             key=cloud.key,
@@ -69,7 +69,7 @@ def bed(home: Path, cloud: RunningCloud) -> Iterator[Testbed]:
             store=ModelStore(home),
             timeouts=PATIENT,
         )
-        with opened as one:
+        with opened as (one,):
             for plan in PLANS.values():
                 one.run(job_of(8, 2), offset_s=0.0, plan=plan)  # loads the layers
             yield one

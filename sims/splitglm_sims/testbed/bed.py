@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
 from splitglm_core.errors import InputError, InternalError
 from splitglm_core.plan import Arm, Precision, Privacy, SplitPlan
+from splitglm_core.ranges import LayerRange
 from splitglm_edge import Agent, CloudAddress, Stats
+from splitglm_edge.probe import measure_device
 from splitglm_edge.timeouts import Timeouts
+from splitglm_glm.export.manifest import GraphsManifest
+from splitglm_glm.opening import open_checkpoint, open_stack
+from splitglm_glm.runtime import RuntimeOptions
 from splitglm_glm.store import ModelStore
 from splitglm_partitioner.observations import Outcome
 from splitglm_partitioner.request import Fixed
@@ -57,7 +62,7 @@ def fixed_of(plan: SplitPlan) -> Fixed:
 
 
 class Testbed:
-    """An open agent behind a running link. Used from one thread; ``open_testbed`` makes one."""
+    """An open agent behind a running link. Used from one thread; ``open_testbeds`` makes some."""
 
     __test__ = False  # not a test class, whatever its name begins with
 
@@ -118,23 +123,49 @@ class Testbed:
 
 
 @contextmanager
-def open_testbed(
+def open_testbeds(
     model: str,
     link: ReplayedLink,
     *,
     key: str,
+    count: int = 1,
     precision: Precision = Precision.INT8,
     threads: int = 1,
     store: ModelStore | None = None,
     timeouts: Timeouts | None = None,
-) -> Iterator[Testbed]:
-    """An agent of ``model`` whose cloud, with identity ``key``, is reached over ``link``.
+) -> Iterator[tuple[Testbed, ...]]:
+    """``count`` agents of ``model`` whose cloud, with identity ``key``, is reached over ``link``.
 
-    The device is this process: pin it before, or the profile is of wherever the system puts it.
+    The agents know nothing of each other, but run the same layers in memory: a model that is opened twice computes at
+    two speeds, several percent apart, by where its weights happen to lie. The device is this process, and its profile
+    is measured here and now on those layers: pin it before.
+
+    Raises:
+        what ``Agent.open`` raises.
     """
+    store = store or ModelStore()
+    checkpoint = open_checkpoint(model, store)
+    shape = checkpoint.config.shape
+    layers, options = LayerRange(0, shape.layers), RuntimeOptions(threads=threads)
+    stack = open_stack(checkpoint, precision, layers=layers, embedding=True, head=True, store=store, options=options)
+    graphs = GraphsManifest.open(store.graphs_dir(checkpoint.directory, precision), checkpoint.fingerprint, precision)
+    profile = measure_device(checkpoint, stack, graphs)
     where = CloudAddress(address=link.address, key=key)
-    with Agent.open(model, cloud=where, precision=precision, threads=threads, store=store, timeouts=timeouts) as agent:
-        yield Testbed(agent, link)
+    with ExitStack() as opened:
+        agents = [
+            opened.enter_context(
+                Agent(
+                    checkpoint=checkpoint,
+                    stack=stack,
+                    profile=profile,
+                    cloud=where,
+                    context=shape.max_positions,
+                    timeouts=timeouts,
+                )
+            )
+            for _ in range(count)
+        ]
+        yield tuple(Testbed(agent, link) for agent in agents)
 
 
 def job_of(prompt_tokens: int, new_tokens: int, *, privacy: Privacy = Privacy.OPEN) -> Job:

@@ -35,12 +35,18 @@ class Told:
 
 
 def scene_of(machines: Machines, model: ModelShape, link: LinkScene, job: Job, arm: Arm) -> Scene:
-    """The measured machines over ``link``. What waits in the cloud depends on whether that goes on by itself."""
+    """The measured machines over ``link``. What waits in the cloud depends on whether that goes on by itself.
+
+    The simulator's messages are payload; their framing is added to each exchange, at the mean rates of the traces.
+    """
+    framing_s = (
+        machines.frame_up_bytes / link.up.mean_bytes_per_s + machines.frame_down_bytes / link.down.mean_bytes_per_s
+    )
     waits_s = machines.stream_gap_s if arm is Arm.CLOUD else machines.step_queue_s
     return Scene(
         model=model,
         device=DeviceScene(profile=machines.device, slowdown=Course.constant(machines.device_pace)),
-        link=replace(link, overhead_s=machines.overhead_s),
+        link=replace(link, overhead_s=machines.overhead_s + framing_s),
         cloud=CloudScene(
             profile=machines.cloud,
             slowdown=Course.constant(machines.cloud_pace),

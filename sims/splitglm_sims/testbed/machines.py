@@ -12,13 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from statistics import median
 
-from splitglm_core.plan import Arm, Codec, Precision
-from splitglm_core.ranges import LayerRange
-from splitglm_edge.probe import measure_device, profile_path, save_profile
-from splitglm_glm.export.manifest import GraphsManifest
-from splitglm_glm.opening import open_checkpoint, open_stack
-from splitglm_glm.runtime import RuntimeOptions
-from splitglm_glm.store import ModelStore
+from splitglm_core.plan import Arm, Codec
 from splitglm_partitioner.arms import make_plan
 from splitglm_partitioner.lanes import lane_of
 from splitglm_partitioner.layer_times import LayerTimes
@@ -50,7 +44,7 @@ class Machines:
         start_s: from the call of a reply until the device computes: planning, caches, text. No term of the simulator.
         open_s: extra of a reply's first exchange, which opens a session in the cloud. No term of the simulator.
         frame_up_bytes, frame_down_bytes: per exchange on the link, what is not payload: frame, padding, record, gRPC,
-            HTTP/2. No term of the simulator.
+            HTTP/2.
     """
 
     device: DeviceProfile
@@ -64,21 +58,6 @@ class Machines:
     open_s: float
     frame_up_bytes: float
     frame_down_bytes: float
-
-
-def profile_afresh(
-    model: str, precision: Precision, *, threads: int = 1, store: ModelStore | None = None
-) -> DeviceProfile:
-    """Measure this process as a device and store that, as ``splitglm profile`` does; agents opened later go by it."""
-    store = store or ModelStore()
-    checkpoint = open_checkpoint(model, store)
-    options = RuntimeOptions(threads=threads)
-    layers = LayerRange(0, checkpoint.config.shape.layers)
-    stack = open_stack(checkpoint, precision, layers=layers, embedding=True, head=True, store=store, options=options)
-    graphs = store.graphs_dir(checkpoint.directory, precision)
-    profile = measure_device(checkpoint, stack, GraphsManifest.open(graphs, checkpoint.fingerprint, precision))
-    save_profile(profile, profile_path(store.root, checkpoint.fingerprint, precision, options.thread_count))
-    return profile
 
 
 def measure_machines(bed: Testbed, *, repetitions: int = 5) -> Machines:
