@@ -12,8 +12,9 @@ from splitglm_core.errors import InternalError, ProtocolError, SplitGlmError
 from splitglm_core.plan import SplitPlan
 from splitglm_core.sampling import SamplingParams
 from splitglm_edge.decoding import Decoder
-from splitglm_edge.remote import PREFILL_IN_FLIGHT, RemoteSession
+from splitglm_edge.remote import RemoteSession
 from splitglm_edge.stats import Meter
+from splitglm_partitioner.request import PREFILL_IN_FLIGHT
 from splitglm_wire.device import StepDone, TokenArrived
 from splitglm_wire.frames import Reply, Rows
 from splitglm_wire.limits import MAX_GENERATE

@@ -15,9 +15,10 @@ from splitglm_core.plan import Arm, SplitPlan
 from splitglm_core.sampling import SamplingParams
 from splitglm_edge.decoding import Decoder, sample
 from splitglm_edge.front import Float32, Front, preload_for
-from splitglm_edge.remote import PREFILL_IN_FLIGHT, RemoteSession
+from splitglm_edge.remote import RemoteSession
 from splitglm_edge.stats import Meter
 from splitglm_glm.sampling import Sampler
+from splitglm_partitioner.request import PREFILL_IN_FLIGHT
 from splitglm_wire import codec
 from splitglm_wire.device import HiddenArrived, StepDone, TokenArrived
 from splitglm_wire.frames import Reply, Rows

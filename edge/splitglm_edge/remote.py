@@ -44,9 +44,6 @@ Connect = Callable[[], CloudLink]
 
 RECONNECT_BUDGET_S = 1.5
 """No attempt begins after this: the caller may have another way to finish the reply."""
-PREFILL_IN_FLIGHT = 16
-"""Prefill steps sent and not yet answered: enough to hide a round trip, few enough to bound both sides' memory."""
-
 MAX_FRUITLESS_RECOVERIES = 3
 """A stream that breaks again and again without one answer between breaks because of what is asked."""
 _TOKEN_BYTES = 4

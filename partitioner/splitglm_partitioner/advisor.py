@@ -14,10 +14,12 @@ from splitglm_core.plan import Arm
 from splitglm_core.shapes import ModelShape
 from splitglm_partitioner.acceptance import Acceptance
 from splitglm_partitioner.asking import Stakes, question, rates_may_be, trip_may_be
+from splitglm_partitioner.attribution import Running, priced_alike
 from splitglm_partitioner.calibration import Calibration
 from splitglm_partitioner.cloud_load import CloudLoad
 from splitglm_partitioner.device_pace import DevicePace
 from splitglm_partitioner.drafts import DraftStatistics
+from splitglm_partitioner.factors import factors_of
 from splitglm_partitioner.governor import Governor, GovernorSettings, Vitals
 from splitglm_partitioner.guidance import SteeringSettings
 from splitglm_partitioner.link_estimator import LinkEstimator, Probing
@@ -72,7 +74,9 @@ class Advisor:
         self._governor = Governor(settings.governor)
         self._steering = Steering(settings.steering)
         self.calibration = Calibration()
+        self._running = Running()
         self._cloud: CloudProfile | None = None
+        self._layers_in_use: int | None = None  # on the device, by the newest plan
 
     def connected(self, cloud: CloudProfile, *, link: LinkEstimate | None = None) -> None:
         """A cloud told its profile: the one asked from now on. ``link`` is what is believed until something is seen."""
@@ -116,12 +120,16 @@ class Advisor:
         )
 
     def observe(self, observation: Observation) -> None:
-        """Learn from something that happened."""
+        """Learn from something that happened.
+
+        Of a ``ReplyEnded`` that comes without its decision (``ended``) the calibration learns nothing: which factors
+        its predictions contain is not known.
+        """
         if isinstance(observation, DevicePass):
             self._pace.observe(observation)
         elif isinstance(observation, ReplyEnded):
             self._lengths.observe(observation)
-            self.calibration.observe(observation)
+            self.calibration.observe(observation, settled=False)
         else:
             self._links.observe(observation)  # whatever came over it shows that it is not at rest
             if isinstance(observation, CloudStep | CloudHint):
@@ -166,12 +174,36 @@ class Advisor:
     def began(self, decision: Decision, now_s: float) -> None:
         """The reply is going to run as decided."""
         self._steering.decided(decision, now_s)
+        self._running.began(decision, now_s)
+        self._layers_in_use = decision.plan.s + len(decision.plan.tail)
 
     def ended(self, decision: Decision, observation: ReplyEnded) -> None:
-        """A reply that ``decide`` planned has ended: ``observe``, and what an exploration cost is known."""
-        self.observe(observation)
+        """A reply that ``decide`` planned has ended by itself, under this plan.
+
+        Its length is learnt, what an exploration cost is known, and the arm is calibrated, unless what the estimators
+        follow changed since (``attribution``).
+        """
+        self._lengths.observe(observation)
+        applied = factors_of(decision.plan.arm, decision.situation.factors)
+        self.calibration.observe(observation, applied=applied, settled=self._settled(decision, observation))
         value = decision.situation.request.objective.value_of(observation.outcome)
         self._steering.ended(decision, value)
+
+    def _settled(self, decision: Decision, ended: ReplyEnded) -> bool:
+        """Whether link, device, cloud and drafts are still as ``decision`` took them to be."""
+        began_s = self._running.ended(decision)
+        if began_s is None:
+            return False
+        for found_s in (self._links.changed_s, self._pace.changed_s, self._load.changed_s):
+            if found_s is not None and found_s >= began_s:
+                return False
+        return priced_alike(
+            decision,
+            slowdown=self._pace.slowdown(ended.at_s),
+            link=self.link(ended.at_s),
+            cloud=self.cloud(ended.at_s),
+            drafts=self._acceptance.statistics(ended.genre),
+        )
 
     def _cheapest(
         self,
@@ -185,7 +217,7 @@ class Advisor:
         """The exact search on what is known, within the governor's bounds as far as they leave a plan."""
         if cloud is None and link is not None:
             cloud = self.cloud(now_s)
-        ruling = self._governor.rule(vitals or Vitals(), self._device, now_s)
+        ruling = self._governor.rule(vitals or Vitals(), self._device, now_s, layers_in_use=self._layers_in_use)
         device = replace(self._device, slowdown=self._pace.slowdown(now_s))
         situation = Situation(
             request=_weighed(request, ruling.energy_weight),
@@ -194,15 +226,17 @@ class Advisor:
             link=None if cloud is None else link,
             cloud=cloud,
             drafts=self._acceptance.statistics(genre),
+            factors=self.calibration.learnt(),
         )
         try:
-            return decide(situation)
+            decision = decide(situation)
         except NoFeasiblePlan:
             hard = ruling.applied(device, hard_only=True)
             if hard == situation.device:
                 raise
             # A warm device that answers is better than none.
-            return decide(replace(situation, device=hard))
+            decision = decide(replace(situation, device=hard))
+        return replace(decision, notes=ruling.reasons) if ruling.reasons else decision
 
     def _stake(
         self,

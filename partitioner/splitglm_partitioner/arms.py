@@ -86,7 +86,7 @@ def make_plan(
 
 
 def choices_of(plan: SplitPlan, situation: Situation) -> Iterator[SplitPlan]:
-    """``plan`` in every chunk size and with every draft that the situation offers it, itself first."""
+    """``plan`` in every chunk size that is looked at and with every draft that the situation offers it."""
     for chunk in situation.request.chunk_sizes:
         in_chunks = replace(plan, chunk_tokens=chunk)
         yield in_chunks

@@ -10,7 +10,8 @@ class Parts(NamedTuple):
     """Busy seconds by term. ``codec_s`` and ``seal_s`` are None where they were not measured or nothing needs them.
 
     Those of one further token add up to ``per_token_s``; with drafts they are those of a round over the tokens that it
-    is expected to bring. In prefill the places work at the same time, so the parts add up to at least ``ttft_s``.
+    is expected to bring. In prefill the places work at the same time, so the parts add up to at least ``ttft_s``. All
+    but ``calibration_s`` are the bare model's.
 
     Attributes:
         front_s: embedding and layers ``[0, s)`` on the device.
@@ -28,6 +29,7 @@ class Parts(NamedTuple):
         back_s: layers ``[s, t)`` in the cloud.
         tail_s: layers ``[t, layers)`` on the device.
         head_s: norm, head and sampler, wherever they run.
+        calibration_s: what the arm's factor adds to the model's seconds; below 0 where they have been too many.
     """
 
     front_s: float
@@ -46,6 +48,7 @@ class Parts(NamedTuple):
     downlink_s: float
     tail_s: float
     head_s: float
+    calibration_s: float
 
     @property
     def busy_s(self) -> float:
@@ -66,7 +69,8 @@ class Breakdown:
         uplink_bytes, downlink_bytes: payload of the whole request, without framing; expected, with drafts.
         device_memory_bytes: weights and KV caches on the device.
         cloud_layer_tokens: tokens times layers that the cloud computes, dropped drafts included; expected, with drafts.
-        energy_j: joules on the device; None when its power is not stated.
+        energy_j: joules on the device; None when its power is not stated. The radio's seconds are calibrated as
+            ``ttft_s`` and ``per_token_s`` are, those of computing are the model's.
         price: what the cloud asks; 0 for a plan that leaves it alone, None when it states no price.
     """
 

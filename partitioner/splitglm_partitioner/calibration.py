@@ -1,9 +1,10 @@
 """What predictions miss after all that is measured: one factor per arm for TTFT and one for seconds per token.
 
-The factors stand for what the model leaves out and no estimator follows, such as a fixed cost per request or a profile
-that is off for one arm. A change of the device's pace, the cloud's load or the link is the estimators' to explain, not
-theirs. Three rules keep them from learning it a second time: a prediction is made with the estimates at its decision,
-so a known load is in it; a reply during which an estimator found a change is counted but not learnt from
+The factors stand for what the model leaves out and no estimator follows, such as a profile that is off for one arm. A
+factor belongs to an arm whatever the size of a request, so a fixed cost is spread over the sizes that ran. A change of
+the device's pace, the cloud's load, the link or the drafts' luck is the estimators' to explain, not theirs. Three rules
+keep them from learning it a second time: a prediction is made with the estimates at its decision, so a known load is in
+it; a reply since whose decision an estimate changed (``attribution``) is counted but not learnt from
 (``settled=False``); and one reply moves a factor by at most ``MAX_STEP`` times a slow weight, while the estimators
 follow in two samples, so a change that slipped through is gone from the next residuals before it weighs.
 """
@@ -14,7 +15,7 @@ import math
 from dataclasses import dataclass
 
 from splitglm_core.plan import Arm
-from splitglm_partitioner.bounds import check_number
+from splitglm_partitioner.factors import MAX_FACTOR, ArmFactors
 from splitglm_partitioner.observations import ReplyEnded
 
 ALPHA = 1 / 10
@@ -22,21 +23,8 @@ ALPHA = 1 / 10
 MAX_STEP = 0.25
 # Replies whose evidence equals the belief that the model is right.
 PRIOR_REPLIES = 4.0
-MAX_FACTOR = 2.0
 # Predictions and outcomes below are noise of the clock.
 LEAST_S = 1e-5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Factors:
-    """What to multiply the model's TTFT and seconds per token by, each in ``[1 / MAX_FACTOR, MAX_FACTOR]``."""
-
-    ttft: float = 1.0
-    per_token: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_number("ttft factor", self.ttft, 1.0 / MAX_FACTOR, MAX_FACTOR)
-        check_number("per-token factor", self.per_token, 1.0 / MAX_FACTOR, MAX_FACTOR)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,14 +45,14 @@ class Residuals:
 class _Factor:
     """One factor's logarithm, and the misses of what was predicted."""
 
-    __slots__ = ("_level", "_replies", "residuals")
+    __slots__ = ("_level", "replies", "residuals")
 
     def __init__(self) -> None:
-        self._level, self._replies, self.residuals = 0.0, 0, Residuals()
+        self._level, self.replies, self.residuals = 0.0, 0, Residuals()
 
     @property
     def value(self) -> float:
-        shrunk = self._level * self._replies / (self._replies + PRIOR_REPLIES)
+        shrunk = self._level * self.replies / (self.replies + PRIOR_REPLIES)
         return math.exp(min(max(shrunk, -math.log(MAX_FACTOR)), math.log(MAX_FACTOR)))
 
     def observe(self, predicted_s: float, actual_s: float, applied: float, learn: bool) -> None:
@@ -80,9 +68,9 @@ class _Factor:
         )
         if not learn:
             return
-        self._replies += 1
+        self.replies += 1
         step = miss + math.log(applied) - self._level
-        self._level += max(ALPHA, 1.0 / (self._replies + 1)) * min(max(step, -MAX_STEP), MAX_STEP)
+        self._level += max(ALPHA, 1.0 / (self.replies + 1)) * min(max(step, -MAX_STEP), MAX_STEP)
         self._level = min(max(self._level, -math.log(MAX_FACTOR)), math.log(MAX_FACTOR))
 
 
@@ -93,22 +81,27 @@ class Calibration:
         self._ttft = {arm: _Factor() for arm in Arm}
         self._per_token = {arm: _Factor() for arm in Arm}
 
-    def observe(self, ended: ReplyEnded, *, applied: Factors | None = None, settled: bool = True) -> None:
+    def observe(self, ended: ReplyEnded, *, applied: ArmFactors | None = None, settled: bool = True) -> None:
         """Take one reply.
 
         Args:
             applied: the factors that its predictions contain, as ``factors`` gave them at the decision; None when they
                 are the bare model's.
-            settled: no estimator found a change while it ran.
+            settled: nothing that an estimator follows changed since; else the reply is counted and not learnt from.
         """
-        applied, arm, outcome = applied or Factors(), ended.plan.arm, ended.outcome
+        arm, outcome = ended.plan.arm, ended.outcome
+        applied = applied or ArmFactors(arm=arm)
         self._ttft[arm].observe(ended.predicted_ttft_s, outcome.ttft_s, applied.ttft, settled)
         if outcome.new_tokens > 1:
             self._per_token[arm].observe(ended.predicted_per_token_s, outcome.per_token_s, applied.per_token, settled)
 
-    def factors(self, arm: Arm) -> Factors:
+    def factors(self, arm: Arm) -> ArmFactors:
         """What to multiply the model's next prediction for ``arm`` by; 1 before any reply."""
-        return Factors(ttft=self._ttft[arm].value, per_token=self._per_token[arm].value)
+        return ArmFactors(arm=arm, ttft=self._ttft[arm].value, per_token=self._per_token[arm].value)
+
+    def learnt(self) -> tuple[ArmFactors, ...]:
+        """The factors of the arms of which anything was learnt."""
+        return tuple([self.factors(arm) for arm in Arm if self._ttft[arm].replies or self._per_token[arm].replies])
 
     def residuals(self, arm: Arm) -> tuple[Residuals, Residuals]:
         """Of TTFT and of seconds per token, since the beginning."""

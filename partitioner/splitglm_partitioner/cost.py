@@ -9,6 +9,7 @@ from splitglm_partitioner.basis import basis_of
 from splitglm_partitioner.breakdown import Breakdown, Parts
 from splitglm_partitioner.decoding_rounds import rounds_of_plan
 from splitglm_partitioner.drafts import DraftStatistics
+from splitglm_partitioner.factors import ArmFactors, factors_of
 from splitglm_partitioner.grid import grid_of_plan
 from splitglm_partitioner.layer_times import Seconds
 from splitglm_partitioner.pricing import Prices, Run, alone_s, first_wait_s, price
@@ -24,6 +25,7 @@ def cost_of(
     link: LinkEstimate | None,
     cloud: CloudProfile | None,
     drafts: tuple[DraftStatistics, ...] = (),
+    factors: tuple[ArmFactors, ...] = (),
 ) -> Breakdown:
     """Price one plan, whether or not the request's constraints allow it.
 
@@ -31,7 +33,9 @@ def cost_of(
         InputError: the plan is of another model, drafts with a drafter that ``drafts`` does not hold, or needs a cloud,
             head or layers that are not there.
     """
-    situation = Situation(request=request, model=model, device=device, link=link, cloud=cloud, drafts=drafts)
+    situation = Situation(
+        request=request, model=model, device=device, link=link, cloud=cloud, drafts=drafts, factors=factors
+    )
     return cost_in(situation, plan)
 
 
@@ -44,6 +48,9 @@ def cost_in(situation: Situation, plan: SplitPlan) -> Breakdown:
     rounds = rounds_of_plan(basis, plan, situation)
     prices = price(basis, situation, (link,), (run,), rounds, energy=device.power is not None)
     ttft_s, per_token_s = float(prices.ttft_s[0, 0, 0]), float(prices.per_token_s[0, 0, 0])
+    factors = factors_of(plan.arm, situation.factors)
+    prefill = _prefill(prices, plan)._replace(calibration_s=ttft_s - ttft_s / factors.ttft)
+    step = _step(prices)._replace(calibration_s=per_token_s - per_token_s / factors.per_token)
     further = request.expected_new_tokens - 1
     memory, held = 0, plan.s + plan.layers - plan.t
     if plan.arm is not Arm.CLOUD:
@@ -58,8 +65,8 @@ def cost_in(situation: Situation, plan: SplitPlan) -> Breakdown:
         ttft_s=ttft_s,
         per_token_s=per_token_s,
         total_s=ttft_s + further * per_token_s,
-        prefill=_prefill(prices, plan),
-        step=_step(prices),
+        prefill=prefill,
+        step=step,
         uplink_bytes=round(up),
         downlink_bytes=round(down),
         device_memory_bytes=memory,

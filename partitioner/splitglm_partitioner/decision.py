@@ -13,7 +13,7 @@ from splitglm_partitioner.cost import cost_in
 from splitglm_partitioner.guidance import Guidance
 from splitglm_partitioner.request import Situation
 
-LOG_VERSION = 2
+LOG_VERSION = 3
 # Plans whose objectives differ by less are a tie: the difference is rounding, not prediction.
 TIE_RELATIVE = 1e-9
 
@@ -50,6 +50,7 @@ class Decision:
             ``draft``, drafter and length, where one was taken; ``next`` and ``margin``, the best other arm and how much
             dearer it is.
         guidance: what ``steering`` added to the inputs; None for a plain search.
+        notes: what bound the device beforehand, in words (``governor``); the bounds themselves are in ``situation``.
     """
 
     situation: Situation
@@ -58,6 +59,7 @@ class Decision:
     excluded: tuple[Exclusion, ...]
     why: str
     guidance: Guidance | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def plan(self) -> SplitPlan:

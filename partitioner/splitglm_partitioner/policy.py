@@ -15,6 +15,7 @@ from splitglm_partitioner.arms import Candidates, enumerate_arms
 from splitglm_partitioner.constraints import Exclusion
 from splitglm_partitioner.decision import TIE_RELATIVE, Choice, Decision
 from splitglm_partitioner.drafts import DraftStatistics
+from splitglm_partitioner.factors import ArmFactors
 from splitglm_partitioner.grid import grid_of
 from splitglm_partitioner.profiles import CloudProfile, DeviceProfile, LinkEstimate
 from splitglm_partitioner.request import Request, Situation
@@ -30,6 +31,7 @@ def choose(
     link: LinkEstimate | None,
     cloud: CloudProfile | None,
     drafts: tuple[DraftStatistics, ...] = (),
+    factors: tuple[ArmFactors, ...] = (),
 ) -> Decision:
     """Choose the plan of lowest objective value among all allowed ones.
 
@@ -39,6 +41,7 @@ def choose(
     Args:
         link, cloud: None when no cloud is configured or reachable.
         drafts: drafters that the device or the cloud has, with their statistics for this genre.
+        factors: what the model's times of an arm are multiplied by, where not 1.
 
     Raises:
         NoFeasiblePlan: nothing is allowed; the message names each arm's constraint, the hint what to relax.
@@ -46,7 +49,9 @@ def choose(
         InputError: profiles of another model, a fixed cut that the model does not have, or energy that weighs and is
             not stated.
     """
-    return decide(Situation(request=request, model=model, device=device, link=link, cloud=cloud, drafts=drafts))
+    return decide(
+        Situation(request=request, model=model, device=device, link=link, cloud=cloud, drafts=drafts, factors=factors)
+    )
 
 
 def decide(situation: Situation) -> Decision:

@@ -6,6 +6,7 @@ which runs all fronts first. Propagation and the waits in the cloud delay all ch
 uplink is free when what others handed over has left; waking the radio and slow start delay the first upload.
 
 Decode has no overlap, except that a cloud that samples and embeds by itself sends tokens while computing the next.
+Last, the arm's factors (``factors``) multiply both times.
 All plans of a grid, all chunk sizes and draft lengths are priced together (``basis`` says how); ``cost`` prices a grid
 of one, so there is no second formula.
 """
@@ -21,6 +22,8 @@ import numpy as np
 from splitglm_partitioner.basis import Basis, Layout, chunk_amounts, fixed_amounts, rates_of
 from splitglm_partitioner.decoding_rounds import Rounds
 from splitglm_partitioner.energy import first_joules, token_joules
+from splitglm_partitioner.factors import ArmFactors, factors_of
+from splitglm_partitioner.grid import Grid
 from splitglm_partitioner.layer_times import LayerTimes, Seconds
 from splitglm_partitioner.pipeline import knots_of, knots_with_context, last_leaves, leaving, most_knots
 from splitglm_partitioner.profiles import LinkEstimate
@@ -97,6 +100,11 @@ def price(
     if basis.alone is not None and rounds.alone:
         busy, sending = alone_s(basis, rounds, rates, situation)
         per_token_s[rounds.alone, :, basis.alone] = np.maximum(busy, sending)
+    if situation.factors:
+        first, further = _factors(basis.grid, situation.factors)
+        ttft_s *= first
+        busy_s = busy_s * first  # what lies between the two is the radio's: its seconds are calibrated as the whole is
+        per_token_s *= further
     first_j = token_j = None
     power = situation.device.power
     if energy and power is not None:
@@ -104,6 +112,13 @@ def price(
         first_j = first_joules(basis, power, rates[0], amounts, ttft_s - busy_s)
         token_j = token_joules(basis, power, rates[0], rounds, per_token_s)
     return Prices(basis, situation, links, runs, rounds, rates, prefill, ttft_s, per_token_s, first_j, token_j)
+
+
+def _factors(grid: Grid, known: tuple[ArmFactors, ...]) -> tuple[Seconds, Seconds]:
+    """What TTFT and seconds per token of every plan are multiplied by, each ``[plans]``."""
+    of = [factors_of(arm, known) for arm, _, _ in grid.arms]
+    sizes = [stop - start for _, start, stop in grid.arms]
+    return np.repeat([one.ttft for one in of], sizes), np.repeat([one.per_token for one in of], sizes)
 
 
 def alone_s(basis: Basis, rounds: Rounds, rates: Seconds, situation: Situation) -> tuple[Seconds, Seconds]:

@@ -9,6 +9,7 @@ from splitglm_core.plan import Arm, Codec, Privacy, SplitPlan
 from splitglm_core.shapes import ModelShape
 from splitglm_partitioner.bounds import MAX_BYTES, MAX_LAYERS, MAX_SECONDS, MAX_TOKENS, check_count, check_number
 from splitglm_partitioner.drafts import DraftStatistics
+from splitglm_partitioner.factors import ArmFactors
 from splitglm_partitioner.observations import Outcome
 from splitglm_partitioner.profiles import CloudProfile, DeviceProfile, LinkEstimate
 
@@ -16,6 +17,8 @@ MAX_CHUNKS = 4096
 MAX_CHUNK_SIZES = 8
 MAX_DRAFTERS = 8
 MAX_JOULES = 1e9
+PREFILL_IN_FLIGHT = 16
+"""Prefill steps sent and not yet answered: enough to hide a round trip, few enough to bound both sides' memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +116,8 @@ class Request:
         warm: an open session that may be reused.
         max_new_tokens: most tokens that the answer may have: what memory and positions must hold; None for
             ``expected_new_tokens``.
-        chunks: further chunk sizes that the policy may take instead of ``chunk_tokens``. An open session keeps its own.
+        chunks: further chunk sizes that the policy may take instead of ``chunk_tokens``, see ``chunk_sizes``. An open
+            session keeps its own.
         energy_budget_j: bound on the device's joules for the whole request, kept under the pessimistic link.
     """
 
@@ -140,11 +144,12 @@ class Request:
         check_count("s_min", self.s_min, 1, MAX_LAYERS)
         # A chunk of one is a decode step; the bound below keeps the number of chunks of any prompt small.
         check_count("further chunk sizes", len(self.chunks), 0, MAX_CHUNK_SIZES - 1)
-        for chunk in self.chunk_sizes:
+        offered = (self.chunk_tokens, *self.chunks)
+        for chunk in offered:
             check_count("chunk_tokens", chunk, 1, MAX_TOKENS)
             if self.prompt_tokens > MAX_CHUNKS * chunk:
                 raise InputError(f"{self.prompt_tokens} tokens in chunks of {chunk} are more than {MAX_CHUNKS} chunks")
-        if len(set(self.chunk_sizes)) != len(self.chunk_sizes):
+        if len(set(offered)) != len(offered):
             raise InputError("chunks lists a size twice, or chunk_tokens again")
         if self.energy_budget_j is not None:
             check_number("energy_budget_j", self.energy_budget_j, 0.0, MAX_JOULES)
@@ -157,8 +162,17 @@ class Request:
 
     @property
     def chunk_sizes(self) -> tuple[int, ...]:
-        """``chunk_tokens``, then ``chunks``."""
-        return (self.chunk_tokens, *self.chunks)
+        """Those of ``chunk_tokens``, then ``chunks``, that the search looks at.
+
+        The agent keeps at most ``PREFILL_IN_FLIGHT`` chunks open, and the model of the prefill knows no such hold. A
+        size that needs more of them is left out where another needs no more, unless the open session is of that size.
+        """
+        offered = (self.chunk_tokens, *self.chunks)
+        least = -(-self.prompt_tokens // PREFILL_IN_FLIGHT)
+        if min(offered) >= least or max(offered) < least:
+            return offered
+        own = self.warm.plan.chunk_tokens if self.warm is not None else None
+        return tuple([chunk for chunk in offered if chunk >= least or chunk == own])
 
     @property
     def mean_context_tokens(self) -> float:
@@ -179,7 +193,8 @@ class Request:
 class Situation:
     """Everything a decision depends on, and nothing else. ``link`` and ``cloud`` are None when there is no cloud.
 
-    ``drafts`` holds the drafters that this device has, with their statistics for the request's genre.
+    ``drafts`` holds the drafters that this device has, with their statistics for the request's genre. ``factors`` holds
+    what the model's times of an arm are multiplied by, each arm at most once; 1 for an arm that is absent.
     """
 
     request: Request
@@ -188,6 +203,7 @@ class Situation:
     link: LinkEstimate | None
     cloud: CloudProfile | None
     drafts: tuple[DraftStatistics, ...] = ()
+    factors: tuple[ArmFactors, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("layers", "hidden", "max_positions"):
@@ -209,6 +225,8 @@ class Situation:
         check_count("drafters", len(self.drafts), 0, MAX_DRAFTERS)
         if len({drafter.name for drafter in self.drafts}) != len(self.drafts):
             raise InputError("drafts lists a drafter twice")
+        if self.factors and len({factors.arm for factors in self.factors}) != len(self.factors):
+            raise InputError("factors lists an arm twice")
         if self.request.positions > self.model.max_positions:
             raise PromptTooLong(
                 f"{self.request.prompt_tokens} prompt and up to "

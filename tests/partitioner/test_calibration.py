@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from splitglm_core.errors import InputError
 from splitglm_core.plan import Arm, SplitPlan
-from splitglm_partitioner.calibration import MAX_FACTOR, Calibration, Factors, Residuals
+from splitglm_partitioner.calibration import Calibration, Residuals
+from splitglm_partitioner.factors import MAX_FACTOR, ArmFactors
 from splitglm_partitioner.observations import Outcome, ReplyEnded
 
 DEVICE, CLOUD = SplitPlan.device_only(4), SplitPlan.cloud_only(4)
@@ -47,7 +48,8 @@ def ended(
 
 
 def test_before_any_reply_the_model_is_believed() -> None:
-    assert Calibration().factors(Arm.CLOUD) == Factors()
+    assert Calibration().factors(Arm.CLOUD) == ArmFactors(arm=Arm.CLOUD)
+    assert Calibration().learnt() == ()
     assert Calibration().residuals(Arm.CLOUD) == (Residuals(), Residuals())
 
 
@@ -87,7 +89,7 @@ def test_a_reply_in_which_an_estimator_found_a_change_is_counted_but_not_learnt_
     calibration = Calibration()
     for _ in range(20):
         calibration.observe(ended(2.0, 2.0), settled=False)
-    assert calibration.factors(Arm.DEVICE) == Factors()
+    assert calibration.factors(Arm.DEVICE) == ArmFactors(arm=Arm.DEVICE)
     ttft, per_token = calibration.residuals(Arm.DEVICE)
     assert ttft.count == per_token.count == 20
     assert ttft.mean_abs_pct_error == pytest.approx(50.0)
@@ -110,7 +112,7 @@ def test_arms_are_kept_apart() -> None:
     for _ in range(10):
         calibration.observe(ended(1.5, plan=CLOUD))
     assert calibration.factors(Arm.CLOUD).ttft > 1.1
-    assert calibration.factors(Arm.DEVICE) == Factors()
+    assert calibration.factors(Arm.DEVICE) == ArmFactors(arm=Arm.DEVICE)
 
 
 def test_the_error_that_is_exported_is_relative_to_what_happened() -> None:
@@ -134,14 +136,14 @@ def test_a_reply_of_one_token_says_nothing_on_further_ones() -> None:
 def test_whatever_happens_factors_stay_within_their_bounds_and_move_little_at_a_time(
     replies: list[tuple[float, float, bool]],
 ) -> None:
-    calibration, before = Calibration(), Factors()
+    calibration, before = Calibration(), ArmFactors(arm=Arm.DEVICE)
     for ttft, per_token, settled in replies:
         calibration.observe(ended(ttft, per_token), settled=settled)
-        now = calibration.factors(Arm.DEVICE)  # Factors checks its own range
+        now = calibration.factors(Arm.DEVICE)  # ArmFactors checks its own range
         assert abs(math.log(now.ttft / before.ttft)) < 0.15
         before = now
 
 
 def test_factors_out_of_range_are_refused() -> None:
     with pytest.raises(InputError):
-        Factors(ttft=MAX_FACTOR * 1.01)
+        ArmFactors(arm=Arm.CLOUD, ttft=MAX_FACTOR * 1.01)

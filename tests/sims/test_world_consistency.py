@@ -25,13 +25,12 @@ from world_scenes import (
 )
 
 from splitglm_core.plan import Arm, Codec, Privacy, SplitPlan
-from splitglm_edge.remote import PREFILL_IN_FLIGHT
 from splitglm_partitioner.breakdown import Breakdown
 from splitglm_partitioner.cost import cost_of
 from splitglm_partitioner.drafts import DraftStatistics
 from splitglm_partitioner.observations import Outcome
 from splitglm_partitioner.profiles import LinkEstimate
-from splitglm_partitioner.request import Request
+from splitglm_partitioner.request import PREFILL_IN_FLIGHT, Request
 from splitglm_sims.world.crowd import CrowdScene, run_crowd
 from splitglm_sims.world.lone import run_lone
 from splitglm_sims.world.scene import CloudScene, DeviceScene, Scene

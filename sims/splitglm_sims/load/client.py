@@ -22,7 +22,7 @@ from splitglm_core.errors import DeadlineExceeded, LinkError, Overloaded, SplitG
 from splitglm_core.plan import Arm
 from splitglm_core.sampling import SamplingParams
 from splitglm_edge.faults import SessionLost, from_error_frame
-from splitglm_edge.remote import PREFILL_IN_FLIGHT
+from splitglm_partitioner.request import PREFILL_IN_FLIGHT
 from splitglm_sims.load.record import Ended, Outcome, Record, Stage
 from splitglm_sims.load.rows import RowBank, prompt_ids
 from splitglm_sims.load.scenario import Kind, Scenario

@@ -13,8 +13,8 @@ from typing import Final
 
 from splitglm_core.errors import InternalError
 from splitglm_core.plan import Arm
-from splitglm_edge.remote import PREFILL_IN_FLIGHT
 from splitglm_partitioner.drafts import DraftStatistics
+from splitglm_partitioner.request import PREFILL_IN_FLIGHT
 from splitglm_sims.world import seen
 from splitglm_sims.world.account import Account, Pace
 from splitglm_sims.world.alone import Program
