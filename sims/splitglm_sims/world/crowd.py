@@ -98,7 +98,7 @@ def run_crowd(crowd: CrowdScene, make_strategy: Callable[[int], Strategy]) -> Cr
         if strategy.clairvoyant:
             raise InputError("a clairvoyant strategy has no place in a crowd: what comes depends on the others")
         check_jobs(scene)
-        world.devices.append(_Device(world, Handset(scene, index, efforts, world.cloud.said.at), strategy))
+        world.devices.append(_Device(world, Handset(scene, index, efforts, world.cloud.load_at), strategy))
     return world.run()
 
 

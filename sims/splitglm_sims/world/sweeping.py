@@ -23,6 +23,7 @@ from splitglm_cloud.gateway.refusal import Refusal
 from splitglm_cloud.gateway.speed import Speed, layer_seconds
 from splitglm_core.criticality import Criticality
 from splitglm_core.errors import InternalError
+from splitglm_partitioner.cloud_load import Load
 from splitglm_partitioner.profiles import CloudProfile
 from splitglm_sims.world.course import Course
 from splitglm_sims.world.drafting import kept_tokens
@@ -74,6 +75,10 @@ class SweptCloud:
         self.said = SaidLoad()
         self.refusals = self.expired = self.batches = self.row_layers = 0
         self.busy_s = 0.0
+
+    def load_at(self, now_s: float) -> Load:
+        """What it says of its load when it is asked."""
+        return self.said.at(now_s, busy=bool(len(self.carousel) or self.carousel.riding))
 
     def close(self, session: int) -> None:
         """Its reply ended and its caches go; harmless if it is unknown."""
@@ -152,7 +157,7 @@ class SweptCloud:
             order.queue_s += left_s - order.offered_s
             order.sweep_s += now_s - left_s
             order.boarded_s = now_s
-            self.said.boarded(left_s - order.offered_s, now_s - left_s)
+            self.said.boarded(left_s - order.offered_s, now_s - left_s, now_s)
         if order.step.decode or order.tokens:
             return self._decode_growth_s(work)
         return self._per_row * work.rows * work.base
@@ -176,7 +181,7 @@ class SweptCloud:
             order = self._sessions[work.session].orders[0]
             order.compute_s += now_s - order.boarded_s
             if work.decode:
-                self.said.alighted(now_s - order.boarded_s, self._alone_s(work))
+                self.said.alighted(now_s - order.boarded_s, self._alone_s(work), now_s)
             order.boarded_s = math.nan
             if not order.tokens:
                 order.done += work.rows
