@@ -88,6 +88,7 @@ class Decision:
             "why": self.why,
             "inputs": typed_json.to_plain(self.situation),
             "guidance": typed_json.to_plain(self.guidance),
+            "notes": typed_json.to_plain(self.notes),
         }
         return typed_json.dumps(line)
 

@@ -12,6 +12,7 @@ from splitglm_core.plan import Arm, Codec, HeadSide, Precision, Privacy, SplitPl
 from splitglm_core.ranges import LayerRange
 from splitglm_core.shapes import ModelShape
 from splitglm_partitioner.drafts import DraftStatistics
+from splitglm_partitioner.factors import ArmFactors
 from splitglm_partitioner.layer_times import LayerTimes, PrefillPoint
 from splitglm_partitioner.policy import Decision, choose, decide
 from splitglm_partitioner.power import PowerProfile
@@ -203,6 +204,12 @@ def situations_of_plans(draw: st.DrawFn) -> tuple[Situation, SplitPlan]:
     return situation, plan
 
 
+def arm_factors() -> st.SearchStrategy[tuple[ArmFactors, ...]]:
+    """Of any arms, each at most once."""
+    one = st.builds(ArmFactors, arm=st.sampled_from(list(Arm)), ttft=st.floats(0.5, 2), per_token=st.floats(0.5, 2))
+    return st.lists(one, max_size=4, unique_by=lambda factors: factors.arm).map(tuple)
+
+
 def mostly(usual: Any, other: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     """``usual`` in three of four draws: were every constraint tight, no plan would ever be allowed."""
     return st.integers(0, 3).flatmap(lambda n: other if n == 3 else st.just(usual))
@@ -280,6 +287,7 @@ def situations(draw: st.DrawFn) -> Situation:
         link=link if reachable else None,
         cloud=cloud if reachable else None,
         drafts=tuple(draw(drafters(layers, name)) for name in names),
+        factors=draw(mostly((), arm_factors())),
     )
 
 

@@ -55,10 +55,10 @@ def every_plan(x: Situation) -> list[SplitPlan]:
 def value_of(x: Situation, plan: SplitPlan) -> float | None:
     """The objective of one plan priced alone; None when it breaks a bound."""
     request, weights = x.request, x.request.objective
-    cost = cost_of(plan, request, x.model, x.device, x.link, x.cloud, x.drafts)
+    cost = cost_of(plan, request, x.model, x.device, x.link, x.cloud, x.drafts, x.factors)
     link = x.link.pessimistic() if x.link is not None else None
     if request.deadline_s is not None or request.energy_budget_j is not None:
-        promised = cost_of(plan, request, x.model, x.device, link, x.cloud, x.drafts)
+        promised = cost_of(plan, request, x.model, x.device, link, x.cloud, x.drafts, x.factors)
         if request.deadline_s is not None and promised.total_s > request.deadline_s:
             return None
         if request.energy_budget_j is not None and (promised.energy_j or 0.0) > request.energy_budget_j:
@@ -95,11 +95,11 @@ def test_no_choice_ever_breaks_a_constraint(x: Situation) -> None:
         assert fixed.arm in (None, plan.arm) and fixed.s in (None, plan.s) and fixed.t in (None, plan.t)
         if request.deadline_s is not None:
             link = x.link.pessimistic() if x.link is not None else None
-            promised = cost_of(plan, request, x.model, x.device, link, x.cloud, x.drafts)
+            promised = cost_of(plan, request, x.model, x.device, link, x.cloud, x.drafts, x.factors)
             assert promised.total_s <= request.deadline_s * (1 + 1e-9)
         if request.energy_budget_j is not None:
             link = x.link.pessimistic() if x.link is not None else None
-            promised = cost_of(plan, request, x.model, x.device, link, x.cloud, x.drafts)
+            promised = cost_of(plan, request, x.model, x.device, link, x.cloud, x.drafts, x.factors)
             assert promised.energy_j is not None and promised.energy_j <= request.energy_budget_j * (1 + 1e-9)
         assert plan.chunk_tokens in request.chunk_sizes
     assert {c.plan.arm for c in choices(decision)} | {e.arm for e in decision.excluded} == set(Arm)

@@ -22,7 +22,7 @@ from splitglm_core.errors import InputError, NoFeasiblePlan
 from splitglm_core.plan import Arm, Privacy
 from splitglm_partitioner.constraints import Constraint
 from splitglm_partitioner.observations import Outcome
-from splitglm_partitioner.request import Fixed, Objective, Situation, Warm
+from splitglm_partitioner.request import PREFILL_IN_FLIGHT, Fixed, Objective, Situation, Warm
 
 N = 12
 
@@ -74,6 +74,31 @@ def test_small_chunks_fill_the_line_sooner_and_are_chosen_for_it() -> None:
     assert decision.value < pick(request).value
     warm = Warm(plan=dataclasses.replace(decision.plan, chunk_tokens=512), cached_tokens=290)
     assert pick(dataclasses.replace(request, chunks=(32, 64), warm=warm)).plan.chunk_tokens == 512
+
+
+def test_a_chunk_size_that_the_agent_would_hold_back_is_left_out_where_another_is_not() -> None:
+    prompt = 64 * PREFILL_IN_FLIGHT
+    for tokens, offered, left in (
+        (prompt, (32, 64, 128), (64, 128)),
+        (prompt + 1, (32, 64, 128), (128,)),
+        (prompt + 1, (128, 64, 256), (128, 256)),  # in the order that they were offered in
+        (prompt + 1, (32, 64), (32, 64)),  # held back all alike
+        (prompt + 1, (64,), (64,)),
+    ):
+        request = make_request(prompt_tokens=tokens, chunk_tokens=offered[0], chunks=offered[1:])
+        assert request.chunk_sizes == left
+    far = make_request(prompt_tokens=4000, chunk_tokens=512, chunks=(32, 64))
+    assert pick(far).plan.chunk_tokens == 512
+    assert pick(dataclasses.replace(far, prompt_tokens=64 * PREFILL_IN_FLIGHT)).plan.chunk_tokens == 64
+
+
+def test_an_open_session_keeps_its_chunk_size_however_long_its_prompt_is() -> None:
+    request = make_request(prompt_tokens=4000, chunk_tokens=64, chunks=(512,))
+    plan = pick(dataclasses.replace(request, prompt_tokens=300)).plan
+    assert plan.chunk_tokens == 64
+    warm = dataclasses.replace(request, warm=Warm(plan=plan, cached_tokens=3990))
+    assert warm.chunk_sizes == (64, 512)
+    assert pick(warm).plan == plan and "warm=1" in pick(warm).why
 
 
 def test_weighing_energy_trades_time_for_joules_and_a_budget_forbids() -> None:
