@@ -155,6 +155,22 @@ def test_a_change_that_an_estimator_follows_does_not_leak_into_the_factors(chang
     assert (factors.ttft, factors.per_token) == pytest.approx((1.0, 1.0), rel=1e-12)
 
 
+def test_a_change_that_was_over_before_the_end_teaches_nothing_either() -> None:
+    """The estimate is back where it was at the decision; that it was elsewhere meanwhile was found."""
+    advisor = connected()
+    for index in range(10):
+        run(advisor, fixed(Arm.DEVICE), 10.0 * index)
+    paces = [2.0] * 12 + [1.0] * 12
+    seen = tuple(
+        DevicePass(at_s=200.0 + k / 10, rows=1, layers=12, context_tokens=0, seconds=12 * 4e-3 * pace)
+        for k, pace in enumerate(paces)
+    )
+    decision = run(advisor, fixed(Arm.DEVICE), 200.0, ttft=1.5, per_token=1.5, seen=seen)
+    now = advisor.decide(fixed(Arm.DEVICE), now_s=203.0)
+    assert now.breakdown.ttft_s == pytest.approx(decision.breakdown.ttft_s, rel=0.01)
+    assert advisor.calibration.factors(Arm.DEVICE).ttft == pytest.approx(1.0, rel=1e-12)
+
+
 def test_steady_observations_are_no_change() -> None:
     advisor = connected()
     for index in range(20):
