@@ -94,7 +94,7 @@ class Advisor:
         blind, link = self._links.blind(now_s), self.link(now_s)
         if self._cloud is None:
             return blind
-        loads = self._load.possible(self._cloud, now_s)
+        loads = self._load.possible(self._cloud, now_s, for_s=_cloud_s(request, self._cloud))
         if blind is Probing.NONE and len(loads) == 1:
             return blind
         asked = (request, now_s, vitals, genre)
@@ -145,9 +145,9 @@ class Advisor:
         """What was handed to the link so far will have left the device at ``until_s``."""
         self._links.queued(until_s)
 
-    def cloud(self, now_s: float) -> CloudProfile | None:
-        """The cloud's profile at its present load; None without one."""
-        return None if self._cloud is None else self._load.apply(self._cloud, now_s)
+    def cloud(self, now_s: float, *, for_s: float = 0.0) -> CloudProfile | None:
+        """The cloud's profile at the load to be expected over the next ``for_s``; None without one."""
+        return None if self._cloud is None else self._load.apply(self._cloud, now_s, for_s=for_s)
 
     def expected_new_tokens(self, genre: str, max_new_tokens: int) -> int:
         """How long an answer is expected to be, at most ``max_new_tokens``."""
@@ -215,8 +215,8 @@ class Advisor:
         cloud: CloudProfile | None = None,
     ) -> Decision:
         """The exact search on what is known, within the governor's bounds as far as they leave a plan."""
-        if cloud is None and link is not None:
-            cloud = self.cloud(now_s)
+        if cloud is None and link is not None and self._cloud is not None:
+            cloud = self.cloud(now_s, for_s=_cloud_s(request, self._cloud))
         ruling = self._governor.rule(vitals or Vitals(), self._device, now_s, layers_in_use=self._layers_in_use)
         device = replace(self._device, slowdown=self._pace.slowdown(now_s))
         situation = Situation(
@@ -252,6 +252,11 @@ class Advisor:
         there = self._cheapest(request, now_s, vitals, genre, link, cloud)
         ours = next((c for c in (there.chosen, *there.runners_up) if c.plan.arm is arm), None)
         return ours.value - there.value if ours is not None else 0.0
+
+
+def _cloud_s(request: Request, cloud: CloudProfile) -> float:
+    """How long a reply would keep the cloud decoding, roughly."""
+    return request.expected_new_tokens * cloud.times.decode_s[0] * cloud.times.layers
 
 
 def _weighed(request: Request, energy_weight: float) -> Request:

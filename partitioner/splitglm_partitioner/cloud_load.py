@@ -14,8 +14,10 @@ from splitglm_partitioner.profiles import MAX_SLOWDOWN, MIN_SLOWDOWN, CloudProfi
 
 # What was seen so recently stands: asking would not tell more.
 FRESH_S = 5.0
-# After so long what was seen last says nothing more of now than what is usual.
-MAX_AGE_S = 60.0
+# Of what was seen, the share ``exp(-age / MEMORY_S)`` is expected to hold still; the rest is as usual.
+MEMORY_S = 30.0
+# Passes of so few rows are decode steps: they tell what sharing batches costs, which a prompt's own rows hide.
+DECODE_ROWS = 8
 WAIT_ALPHA = 1 / 8
 # A pause of this length halves the weight of what was seen before it.
 WAIT_HALF_LIFE_S = 10.0
@@ -84,8 +86,9 @@ class CloudLoad:
     Waits count only for steps that were alone: the others waited for their own kind, which the cost model adds up
     itself. The slowdown is the ratio of ``compute_s`` to the profile's seconds of the same rows and layers.
 
-    What was seen last is believed for ``FRESH_S`` and less and less up to ``MAX_AGE_S``; then the mean of the last
-    ``LOOKS`` looks is, since a cloud's load comes and goes within minutes. The manifest counts as one more look.
+    Load comes and goes within a minute, so what was seen last is believed the less the older it is, and the less
+    the longer the reply is that it is wanted for; the rest is what is usual, the mean of the last ``LOOKS`` looks. The
+    manifest counts as one more look.
     """
 
     def __init__(self) -> None:
@@ -94,7 +97,7 @@ class CloudLoad:
 
     def _forget(self) -> None:
         self._queue, self._sweep = SmoothedWait(), SmoothedWait()
-        self._slowdown = RecentRatio(WINDOW)
+        self._decode, self._prefill = RecentRatio(WINDOW), RecentRatio(WINDOW)
         self._seen_s: float | None = None
         self._looked_s = 0.0
         self._looks: deque[Load] = deque(maxlen=LOOKS)
@@ -116,8 +119,8 @@ class CloudLoad:
         if isinstance(seen, CloudHint):
             self._queue.told(seen.queue_s, seen.at_s)
             self._sweep.told(seen.sweep_s, seen.at_s)
-            self._slowdown = RecentRatio(WINDOW)
-            self._slowdown.add(min(max(seen.slowdown, MIN_SLOWDOWN), MAX_SLOWDOWN))
+            self._decode, self._prefill = RecentRatio(WINDOW), RecentRatio(WINDOW)
+            self._decode.add(min(max(seen.slowdown, MIN_SLOWDOWN), MAX_SLOWDOWN))
         else:
             self._step(profile, seen)
         if self._seen_s is None:
@@ -128,24 +131,30 @@ class CloudLoad:
         """Whether the load was seen so recently that asking tells nothing."""
         return self._seen_s is not None and now_s - self._seen_s <= FRESH_S
 
-    def apply(self, profile: CloudProfile, now_s: float) -> CloudProfile:
-        """The manifest's profile with what is to be expected in place of its queue, sweep and slowdown."""
+    def apply(self, profile: CloudProfile, now_s: float, *, for_s: float = 0.0) -> CloudProfile:
+        """The manifest's profile with what is to be expected in place of its queue, sweep and slowdown.
+
+        Args:
+            for_s: how long a reply it is wanted for.
+        """
         usual, last = self._usual(profile), self._last(profile)
         if last is None or self._seen_s is None:
             return usual.applied(profile)
-        age_s = now_s - self._seen_s
-        aged = min(max((age_s - FRESH_S) / (MAX_AGE_S - FRESH_S), 0.0), 1.0)
-        return last.mixed(usual, aged).applied(profile)
+        age_s = max(0.0, now_s - self._seen_s - FRESH_S) + for_s / 2.0
+        return usual.mixed(last, math.exp(-age_s / MEMORY_S)).applied(profile)
 
-    def possible(self, profile: CloudProfile, now_s: float) -> tuple[tuple[float, CloudProfile], ...]:
+    def possible(
+        self, profile: CloudProfile, now_s: float, *, for_s: float = 0.0
+    ) -> tuple[tuple[float, CloudProfile], ...]:
         """The loads there may be now, each with its chance: one when it was just seen, else those of the looks."""
         if not self._looks or self.fresh(now_s):
-            return ((1.0, self.apply(profile, now_s)),)
+            return ((1.0, self.apply(profile, now_s, for_s=for_s)),)
+        usual, keeps = self._usual(profile), math.exp(-for_s / 2.0 / MEMORY_S)
         alone_s = profile.times.decode_s[0] * profile.times.layers
         ordered = sorted((*self._looks, _stated(profile)), key=lambda look: -look.step_s(alone_s))
         cuts = sorted({0, *(math.ceil(share * len(ordered)) for share in SHARES), len(ordered)})
         groups = [ordered[start:stop] for start, stop in itertools.pairwise(cuts)]
-        return tuple((len(group) / len(ordered), _mean(group).applied(profile)) for group in groups)
+        return tuple((len(group) / len(ordered), usual.mixed(_mean(group), keeps).applied(profile)) for group in groups)
 
     def _step(self, profile: CloudProfile, step: CloudStep) -> None:
         if step.alone:
@@ -158,13 +167,14 @@ class CloudLoad:
         expected_s = predicted_s(profile.times, step.rows, start, stop, step.context_tokens)
         if expected_s < MIN_PASS_S:
             return
-        if self._slowdown.add(min(max(step.compute_s / expected_s, MIN_SLOWDOWN), MAX_SLOWDOWN)):
+        ratios = self._decode if step.rows <= DECODE_ROWS else self._prefill
+        if ratios.add(min(max(step.compute_s / expected_s, MIN_SLOWDOWN), MAX_SLOWDOWN)):
             self.changed_s = step.at_s
 
     def _last(self, profile: CloudProfile) -> Load | None:
         if self._seen_s is None:
             return None
-        slowdown = self._slowdown.value
+        slowdown = self._prefill.value if self._decode.value is None else self._decode.value
         return Load(
             queue_s=self._queue.seconds(profile.queue_s),
             sweep_s=self._sweep.seconds(profile.sweep_s),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import random
 from typing import Any
 
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from partitioner_factory import make_cloud
 
 from splitglm_core.ranges import LayerRange
-from splitglm_partitioner.cloud_load import FRESH_S, LOOK_EVERY_S, MAX_AGE_S, CloudLoad
+from splitglm_partitioner.cloud_load import FRESH_S, LOOK_EVERY_S, MEMORY_S, CloudLoad
 from splitglm_partitioner.device_pace import predicted_s
 from splitglm_partitioner.layer_times import LayerTimes
 from splitglm_partitioner.observations import CloudHint, CloudStep
@@ -45,7 +47,7 @@ def test_before_any_step_and_long_after_the_last_the_manifest_holds() -> None:
     assert load.apply(CLOUD, 0.0) == CLOUD
     load.observe(step(0.0, queue_s=0.5, sweep_s=0.2, compute_s=1.0))
     assert load.apply(CLOUD, 0.0) != CLOUD
-    assert load.apply(CLOUD, MAX_AGE_S) == CLOUD
+    assert load.apply(CLOUD, 20 * MEMORY_S).queue_s == pytest.approx(CLOUD.queue_s)
     assert load.apply(CLOUD, 1e9) == CLOUD
 
 
@@ -56,7 +58,9 @@ def test_waits_are_averaged_believed_while_fresh_and_return_to_the_manifest_even
     now = load.apply(CLOUD, 0.0)
     assert (now.queue_s, now.sweep_s) == (pytest.approx(0.2), pytest.approx(0.02))
     assert load.apply(CLOUD, FRESH_S).queue_s == pytest.approx(0.2)
-    assert load.apply(CLOUD, (FRESH_S + MAX_AGE_S) / 2).queue_s == pytest.approx((0.2 + 0.004) / 2)
+    half_s = MEMORY_S * math.log(2.0)
+    assert load.apply(CLOUD, FRESH_S + half_s).queue_s == pytest.approx((0.2 + 0.004) / 2)
+    assert load.apply(CLOUD, 0.0, for_s=2 * half_s).queue_s == pytest.approx((0.2 + 0.004) / 2)
 
 
 def test_a_step_that_waited_for_its_own_kind_says_nothing_of_the_queue() -> None:
@@ -152,7 +156,7 @@ def test_a_cloud_that_is_busy_now_and_then_is_expected_to_be_so_when_nobody_look
     for look in range(40):
         busy = look % 4 == 0
         load.observe(CloudHint(at_s=look * LOOK_EVERY_S, queue_s=0.4 if busy else 0.0, sweep_s=0.0, slowdown=1.0))
-    later_s = 40 * LOOK_EVERY_S + MAX_AGE_S
+    later_s = 40 * LOOK_EVERY_S + 20 * MEMORY_S
     loads = load.possible(CLOUD, later_s)
     assert sum(chance for chance, _ in loads) == pytest.approx(1.0)
     assert sum(chance * there.queue_s for chance, there in loads) == pytest.approx(0.25 * 0.4, rel=0.3)
@@ -168,3 +172,14 @@ def test_what_was_just_seen_is_all_there_is_to_be_expected() -> None:
     assert load.fresh(9 * LOOK_EVERY_S + FRESH_S)
     assert [chance for chance, _ in load.possible(CLOUD, 9 * LOOK_EVERY_S + FRESH_S)] == [1.0]
     assert not load.fresh(9 * LOOK_EVERY_S + FRESH_S + 0.1)
+
+
+def test_decode_steps_tell_what_sharing_costs_and_prompts_only_while_there_are_none() -> None:
+    load = connected()
+    prompt = step(0.0, rows=64, compute_s=1.2 * predicted_s(CLOUD.times, 64, 2, 10, 100))
+    load.observe(prompt)
+    assert load.apply(CLOUD, 0.0).slowdown == pytest.approx(1.2)
+    load.observe(step(1.0, compute_s=3.0 * step(0.0).compute_s))
+    assert load.apply(CLOUD, 1.0).slowdown == pytest.approx(3.0)
+    load.observe(dataclasses.replace(prompt, at_s=2.0))
+    assert load.apply(CLOUD, 2.0).slowdown == pytest.approx(3.0)
