@@ -201,9 +201,13 @@ class Advisor:
             decision,
             slowdown=self._pace.slowdown(ended.at_s),
             link=self.link(ended.at_s),
-            cloud=self.cloud(ended.at_s),
+            cloud=self._cloud_for(decision.situation.request, ended.at_s),
             drafts=self._acceptance.statistics(ended.genre),
         )
+
+    def _cloud_for(self, request: Request, now_s: float) -> CloudProfile | None:
+        """The cloud as it is to be expected while it serves ``request``."""
+        return None if self._cloud is None else self.cloud(now_s, for_s=_cloud_s(request, self._cloud))
 
     def _cheapest(
         self,
@@ -215,8 +219,8 @@ class Advisor:
         cloud: CloudProfile | None = None,
     ) -> Decision:
         """The exact search on what is known, within the governor's bounds as far as they leave a plan."""
-        if cloud is None and link is not None and self._cloud is not None:
-            cloud = self.cloud(now_s, for_s=_cloud_s(request, self._cloud))
+        if cloud is None and link is not None:
+            cloud = self._cloud_for(request, now_s)
         ruling = self._governor.rule(vitals or Vitals(), self._device, now_s, layers_in_use=self._layers_in_use)
         device = replace(self._device, slowdown=self._pace.slowdown(now_s))
         situation = Situation(
