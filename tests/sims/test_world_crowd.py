@@ -5,7 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from world_scenes import CLOUD, CLOUD_ONLY, DEVICE_ONLY, LAYERS, OnePlan, cloud_profile, jobs, scene, split, ushape
+from world_scenes import (
+    CLOUD,
+    CLOUD_ONLY,
+    DEVICE_ONLY,
+    LAYERS,
+    OnePlan,
+    cloud_profile,
+    jobs,
+    link_scene,
+    scene,
+    split,
+    ushape,
+)
 
 from splitglm_cloud.engine.boarding import SweepLimits
 from splitglm_cloud.gateway.load import LoadLimits
@@ -13,6 +25,7 @@ from splitglm_core.errors import InputError
 from splitglm_core.plan import SplitPlan
 from splitglm_partitioner.observations import CloudHint
 from splitglm_sims.strategies.strategy import Probe
+from splitglm_sims.traces import RateTrace
 from splitglm_sims.world.crowd import CrowdResult, CrowdScene, run_crowd
 from splitglm_sims.world.lone import run_lone
 from splitglm_sims.world.scene import CloudScene, Scene
@@ -59,6 +72,19 @@ def test_a_device_among_others_is_not_faster_than_alone_and_a_full_cloud_is_felt
     assert few == pytest.approx([alone] * 3, rel=1e-6)
     assert min(many) >= alone * (1 - 1e-9)
     assert sum(many) / len(many) > 1.5 * alone
+
+
+@pytest.mark.parametrize("dead_s", [60.0, 2.9, 0.8])
+@pytest.mark.parametrize("plan", [CLOUD_ONLY, split(2), ushape(2, 9)], ids=str)
+def test_a_device_by_itself_meets_an_outage_as_a_lone_one_does(plan: SplitPlan, dead_s: float) -> None:
+    healthy = run_lone(scene(jobs=jobs(1, new=60)), OnePlan(plan))[0].outcome
+    dies_s = 0.5 * (healthy.ttft_s + healthy.total_s)
+    trace = RateTrace((0.0, dies_s, dies_s + dead_s), (1.25e6, 0.0, 1.25e6), 1000.0)
+    world = scene(jobs=jobs(1, new=60), link=replace(link_scene(), up=trace, down=trace))
+    alone, among_none = run_lone(world, OnePlan(plan))[0].outcome, among(1, world, plan).records[0][0].outcome
+    for name in ("ttft_s", "total_s", "new_tokens", "uplink_bytes", "downlink_bytes"):
+        assert getattr(among_none, name) == pytest.approx(getattr(alone, name), rel=1e-6), name
+    assert alone.downlink_bytes > 0 and (dead_s < 1.0 or alone.downlink_bytes < healthy.downlink_bytes)
 
 
 def test_batches_are_shared() -> None:

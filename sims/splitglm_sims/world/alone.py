@@ -85,9 +85,9 @@ class LonePort(Port):
     def _follow(self, step: Step, leg: Leg, stream: Stream, queue_s: float, compute_s: float, done_s: float) -> Answer:
         """All tokens of a stream. One answer stands for them; it ends early where the link is silent too long."""
         first_s, down_s = self._down(done_s, step.down_bytes, step.place, decode=False)
-        down_bytes, rounds, rows = step.down_bytes, 0, 0
         first_s, lost = self._waited(leg.sent_s, first_s)
-        tokens = 0 if lost else 1
+        tokens, down_bytes = (0, 0) if lost else (1, step.down_bytes)
+        rounds = rows = 0
         at_s = first_s
         queues_s = computes_s = 0.0
         drafter = stream.drafter

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from splitglm_cloud.gateway.refusal import Refusal
 from splitglm_core.ranges import LayerRange
@@ -31,6 +31,16 @@ class Clock(Protocol):
 
     def work(self) -> None:
         """There is something for the cloud to compute."""
+
+
+class _Heard(NamedTuple):
+    """A stream up to one of its messages: when that is there, and what there is of the answer by then."""
+
+    at_s: float
+    tokens: int
+    down_bytes: int
+    rounds: int
+    rows: int
 
 
 class CrowdPort(Port):
@@ -64,6 +74,7 @@ class CrowdPort(Port):
         self._started = math.inf  # of a stream: when the device had its first token
         self._first = (0.0, 0.0, 0.0, 0.0)  # its waits, computing and wire seconds
         self._rounds = self._rows = self._stream_bytes = 0
+        self._stream: list[_Heard] = []
         self.closed = False
 
     def send(self, now_s: float, step: Step) -> None:
@@ -77,8 +88,32 @@ class CrowdPort(Port):
         answer = self._answers.popleft()
         if answer.lost:
             return answer
+        if answer.step.stream is not None:
+            return self._followed(answer)
         at_s, lost = self._waited(now_s, answer.at_s)
         return answer if at_s == answer.at_s else answer._replace(at_s=at_s, lost=lost)
+
+    def _followed(self, answer: Answer) -> Answer:
+        """The device waits for every message of a stream: all of it, or what it had when it gave the cloud up."""
+        at_s, had = answer.sent_s, _Heard(0.0, 0, 0, 0, 0)
+        first_s = answer.first_s
+        for heard in self._stream:
+            at_s, lost = self._waited(at_s, max(at_s, heard.at_s))
+            if lost:
+                _, tokens, down_bytes, rounds, rows = had
+                return answer._replace(
+                    at_s=at_s,
+                    lost=True,
+                    first_s=first_s,
+                    tokens=tokens,
+                    down_bytes=down_bytes,
+                    rounds=rounds,
+                    rows=rows,
+                )
+            if not had.tokens:
+                first_s = at_s
+            had = heard
+        return answer._replace(at_s=at_s, first_s=first_s)
 
     def gained(self, order: Order, tokens: int, now_s: float) -> None:
         """The cloud has an answer, or ``tokens`` more of a stream; its way down begins."""
@@ -99,6 +134,7 @@ class CrowdPort(Port):
         else:
             self._rounds += 1
             self._rows += 1 + order.drafted
+        self._stream.append(_Heard(at_s, order.tokens, self._stream_bytes, self._rounds, self._rows))
         if order.tokens >= stream.tokens:
             self._answer(order, at_s, down_s, self._stream_bytes)
 

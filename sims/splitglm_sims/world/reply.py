@@ -205,7 +205,8 @@ def _cloud(reply: Reply, port: Port, account: Account, now_s: float, *, streams:
             answer = _present(account, answer)
             now_s = max(now_s, answer.at_s)
             open_steps -= 1
-            account.down_bytes += answer.down_bytes
+            if answer.step.stream is None:
+                account.down_bytes += answer.down_bytes
             seen.answer(account, answer, effort)
             if last and not open_steps:
                 now_s += chunk.open_s  # of the newest token: the others were opened while it was on its way
@@ -218,6 +219,7 @@ def _cloud(reply: Reply, port: Port, account: Account, now_s: float, *, streams:
 def _take_stream(reply: Reply, account: Account, answer: Answer, open_s: float) -> None:
     if answer.tokens:
         account.deliver(answer.first_s + open_s, answer.tokens)
+    account.down_bytes += answer.down_bytes
     account.busy_s += open_s * (1 + answer.rounds)
     account.layer_tokens += reply.effort.plan.layers * answer.rows
 
