@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
+import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +31,8 @@ class DecisionLog:
     """Appends lines. Thread-safe.
 
     Raises:
-        DeviceError: the file cannot be written.
+        DeviceError: it cannot be written, or is no regular file: a device's mode is not ours to change, and nobody may
+            read a pipe.
     """
 
     def __init__(self, path: Path, *, max_bytes: int = MAX_BYTES) -> None:
@@ -40,6 +43,8 @@ class DecisionLog:
         try:
             file = self._open()
             try:
+                if not stat.S_ISREG(os.fstat(file).st_mode):
+                    raise OSError(0, "not a regular file")
                 os.fchmod(file, 0o600)  # also where it was there before
             finally:
                 os.close(file)
@@ -57,7 +62,10 @@ class DecisionLog:
                     self._path.replace(f"{self._path}.1")
                 file = self._open()
                 try:
-                    os.write(file, data)
+                    written = os.write(file, data)
+                    if written < len(data):  # a part of a line would make all of the file unreadable
+                        os.ftruncate(file, os.lseek(file, 0, os.SEEK_CUR) - written)
+                        raise OSError(0, "the disk took a part of a line")
                 finally:
                     os.close(file)
             except OSError as error:
@@ -66,7 +74,8 @@ class DecisionLog:
                 self._failed = True
 
     def _open(self) -> int:
-        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
+        return os.open(self._path, flags | getattr(os, "O_NONBLOCK", 0), 0o600)  # a pipe must not make anybody wait
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -97,13 +106,19 @@ def _parse(data: bytes, where: str) -> dict[str, Any]:
     if not isinstance(line, dict) or line.keys() != _FIELDS or line["version"] != LINE_VERSION:
         raise InputError(f"{where} is not a decision of this release", "name a file that --decision-log wrote")
     terms = (line["predicted"], line["measured"])
-    if not all(isinstance(of, dict) and all(_is_number(value) for value in of.values()) for of in terms):
-        raise InputError(f"{where} has terms that are no numbers")
+    if not all(isinstance(of, dict) and all(_is_term(*item) for item in of.items()) for of in terms):
+        raise InputError(f"{where} has terms that are no finite numbers")
     if type(line["comparable"]) is not bool or not isinstance(line["decision"], dict):
         raise InputError(f"{where} is malformed")
     line["decision"] = json.dumps(line["decision"])
     return line
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _is_term(name: str, value: object) -> bool:
+    """A name that can be shown, and a number that can be counted with."""
+    if not name.isidentifier() or isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False

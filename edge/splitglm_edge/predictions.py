@@ -18,6 +18,7 @@ from splitglm_edge.advice import Advice
 from splitglm_edge.caches import Sums
 from splitglm_edge.decision_log import LINE_VERSION, DecisionLog
 from splitglm_edge.stats import Meter, Stats
+from splitglm_partitioner.bounds import MAX_SECONDS
 from splitglm_partitioner.breakdown import Breakdown
 from splitglm_partitioner.decision import Decision
 from splitglm_partitioner.observations import Outcome, ReplyEnded
@@ -127,8 +128,9 @@ class Predictions:
                     plan=decision.plan,
                     genre=genre,
                     max_new_tokens=max_new_tokens,
-                    predicted_ttft_s=cost.ttft_s,
-                    predicted_per_token_s=cost.per_token_s,
+                    # What a cloud states adds up beyond it, and an answer that is there must not fail for that.
+                    predicted_ttft_s=min(cost.ttft_s, MAX_SECONDS),
+                    predicted_per_token_s=min(cost.per_token_s, MAX_SECONDS),
                     outcome=outcome,
                 ),
             )

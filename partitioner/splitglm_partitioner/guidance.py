@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from splitglm_core.plan import Arm
 from splitglm_partitioner.bounds import check_count, check_number, check_seconds
 
+MAX_BUDGET = 1e18
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SteeringSettings:
@@ -62,4 +64,4 @@ class Guidance:
     stale: tuple[Arm, ...] = ()
 
     def __post_init__(self) -> None:
-        check_number("exploration budget", self.budget, -1e18, 1e18)
+        check_number("exploration budget", self.budget, -MAX_BUDGET, MAX_BUDGET)

@@ -22,7 +22,7 @@ from collections import OrderedDict
 from dataclasses import replace
 
 from splitglm_core.plan import Arm
-from splitglm_partitioner.guidance import Guidance, Habit, SteeringSettings
+from splitglm_partitioner.guidance import MAX_BUDGET, Guidance, Habit, SteeringSettings
 from splitglm_partitioner.policy import TIE_RELATIVE, Choice, Decision
 from splitglm_partitioner.request import Fixed, Request
 
@@ -132,6 +132,7 @@ class Steering:
         self._budget += self._settings.explore_share * value
         if _said(decision, "explored") and decision.runners_up:
             self._budget -= max(0.0, value - decision.runners_up[0].value)
+        self._budget = min(max(self._budget, -MAX_BUDGET), MAX_BUDGET)  # prices and weights are whatever others state
 
 
 def kind_of(request: Request) -> Kind:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import stat
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,9 @@ from splitglm_core.errors import DeviceError, InputError
 from splitglm_edge import Agent, Generation
 from splitglm_edge.decision_log import DecisionLog, read_lines
 from splitglm_edge.predictions import KEPT
+from splitglm_partitioner.bounds import MAX_SECONDS
 from splitglm_partitioner.decision_log import replay
+from splitglm_partitioner.layer_times import LayerTimes
 from splitglm_partitioner.observations import ReplyEnded
 
 Ask = Callable[..., Generation]
@@ -64,6 +68,18 @@ def test_a_reply_that_was_stopped_or_replanned_teaches_nothing(
     generation.close()
     newest = agent.predictions()[-1]
     assert (newest.finish, newest.comparable) == ("cancelled", False) and newest.measured["ttft_s"] > 0.0
+
+
+def test_an_answer_does_not_fail_for_what_a_cloud_states_of_itself(
+    model: Path, home: Path, cloud: RunningCloud, ask: Ask
+) -> None:
+    with open_agent(model, home, cloud) as agent:
+        _, profile = agent.link()
+        slowest = LayerTimes.uniform(4, decode_s=MAX_SECONDS, prefill_s_per_token=MAX_SECONDS, chunk_tokens=64)
+        agent._advice.connected(replace(profile, times=slowest))
+        assert len(ask(agent, "cloud", max_tokens=3).result()) > 0
+        newest = agent.predictions()[-1]
+        assert newest.comparable and newest.predicted["ttft_s"] > MAX_SECONDS
 
 
 def test_what_the_reader_takes_is_not_the_plans_time(agent: Agent, ask: Ask) -> None:
@@ -122,6 +138,53 @@ def test_a_log_that_cannot_be_written_is_told_at_once_and_later_costs_no_reply(t
     path.mkdir()
     log.append("{}")
     assert list(path.iterdir()) == []
+
+
+def test_only_a_regular_file_is_taken_for_a_log_and_no_other_changes_its_mode(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe, 0o640)
+    with pytest.raises(DeviceError, match="cannot be written"):
+        DecisionLog(pipe)  # without a reader: at once
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with pytest.raises(DeviceError, match="not a regular file"):
+            DecisionLog(pipe)
+    finally:
+        os.close(reader)
+    assert stat.S_IMODE(pipe.stat().st_mode) == 0o640
+
+
+def test_a_line_that_the_disk_took_in_part_is_taken_back(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    log = DecisionLog(path)
+    log.append("[1]")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+        log.append('["a long line"]')
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    log.append("[2]")
+    assert path.read_text() == "[1]\n[2]\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ttft_s", "NaN"),
+        ("ttft_s", "Infinity"),
+        ("ttft_s", "1" + 400 * "0"),
+        ("ttft_s", "true"),
+        ("\\u001b[31m", "1.0"),
+    ],
+    ids=["nan", "infinite", "beyond floats", "bool", "escape sequence"],
+)
+def test_a_term_that_cannot_be_counted_or_shown_is_refused(tmp_path: Path, name: str, value: str) -> None:
+    path = tmp_path / "log"
+    rest = '"version":1,"at_s":0.0,"decision":{},"new_tokens":1,"comparable":true,"finish":"stop"'
+    path.write_text(f'{{{rest},"predicted":{{"{name}":{value}}},"measured":{{}}}}')
+    with pytest.raises(InputError, match="finite numbers"):
+        list(read_lines(path))
 
 
 @pytest.mark.parametrize(

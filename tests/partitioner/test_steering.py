@@ -161,6 +161,17 @@ def test_the_memory_is_bounded() -> None:
     assert len(steering._habits) <= MAX_KINDS
 
 
+@pytest.mark.parametrize("value", [1e25, 1e300])
+def test_a_price_beyond_measure_leaves_a_budget_that_can_be_decided_on(value: float) -> None:
+    steering, request = Steering(SETTINGS), make_request(privacy=Privacy.OPEN)
+    decision = steer(priced({Arm.DEVICE: 1.0, Arm.CLOUD: 1.2}), guided(budget=1.0, stale=(Arm.CLOUD,)))
+    assert decision.plan.arm is Arm.CLOUD
+    steering.ended(decision, value)
+    assert steering.guidance(request, 0.0).budget < 0.0
+    steering.ended(priced({Arm.DEVICE: 1.0}), value)
+    assert steer(priced({Arm.DEVICE: 1.0}), steering.guidance(request, 1.0)).plan.arm is Arm.DEVICE
+
+
 def test_the_same_history_gives_the_same_choice() -> None:
     def run() -> list[Arm]:
         steering, out = Steering(SETTINGS), []
