@@ -14,9 +14,10 @@ from splitglm_core.version import VERSION
 VERBS = (
     *(("pull",), ("ls",), ("show",), ("rm",), ("run",), ("chat",), ("plan",), ("profile",), ("doctor",), ("demo",)),
     *(("cloud", "serve"), ("cloud", "config"), ("keys", "show"), ("keys", "pin"), ("keys", "pins")),
-    *(("keys", "unpin"), ("keys", "pair"), ("ps",), ("top",), ("load",)),
+    *(("keys", "unpin"), ("keys", "pair"), ("ps",), ("top",), ("load",), ("replay",)),
+    *(("sim", "run"), ("sim", "compare"), ("sim", "list")),
 )
-HEAVY = ("numpy", "onnxruntime", "onnx", "grpc", "tokenizers", "torch", "rich", "jinja2")
+HEAVY = ("numpy", "onnxruntime", "onnx", "grpc", "tokenizers", "torch", "rich", "jinja2", "simpy", "matplotlib")
 
 
 def test_help_starts_within_four_tenths_of_a_second() -> None:
@@ -43,7 +44,7 @@ def test_every_verb_explains_itself(splitglm: Run, verb: tuple[str, ...]) -> Non
     assert f"Usage: splitglm {' '.join(verb)}" in outcome.out and "--debug" in outcome.out
 
 
-@pytest.mark.parametrize("group", [(), ("cloud",), ("keys",)])
+@pytest.mark.parametrize("group", [(), ("cloud",), ("keys",), ("sim",)])
 def test_without_a_verb_the_help_is_shown(splitglm: Run, group: tuple[str, ...]) -> None:
     outcome = splitglm(*group)
     assert outcome.code == 0 and "Commands:" in outcome.out

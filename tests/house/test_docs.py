@@ -62,7 +62,7 @@ def test_repository_paths_in_code_spans_exist(page: Path) -> None:
 @pytest.mark.parametrize("command", commands())
 def test_commands_in_the_documents_exist_with_their_options(command: str) -> None:
     words = shlex.split(command)[1:]
-    verb = words[:2] if words[0] in {"cloud", "keys"} else words[:1]
+    verb = words[:2] if words[0] in {"cloud", "keys", "sim"} else words[:1]
     options = {word.partition("=")[0] for word in words if word.startswith("--")}
     result = subprocess.run(
         [sys.executable, "-c", "import sys; from splitglm_cli.main import main; sys.exit(main())", *verb, "--help"],
