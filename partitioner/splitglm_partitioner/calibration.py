@@ -6,7 +6,9 @@ the device's pace, the cloud's load, the link or the drafts' luck is the estimat
 keep them from learning it a second time: a prediction is made with the estimates at its decision, so a known load is in
 it; a reply since whose decision an estimate changed (``attribution``) is counted but not learnt from
 (``settled=False``); and one reply moves a factor by at most ``MAX_STEP`` times a slow weight, while the estimators
-follow in two samples, so a change that slipped through is gone from the next residuals before it weighs.
+follow in two samples, so a change that slipped through is gone from the next residuals before it weighs. A reply that
+took ``EVENT_RATIO`` times what the bare model says, or that part of it, met an event (a radio asleep, a link that was
+gone) that no factor explains: it is counted and not learnt from either.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from splitglm_partitioner.observations import ReplyEnded
 ALPHA = 1 / 10
 # Of the logarithm: a reply that took twice as long as predicted counts as one that took 28 % longer.
 MAX_STEP = 0.25
+EVENT_RATIO = 2.5
 # Replies whose evidence equals the belief that the model is right.
 PRIOR_REPLIES = 4.0
 # Predictions and outcomes below are noise of the clock.
@@ -66,10 +69,11 @@ class _Factor:
             mean_abs_pct_error=old.mean_abs_pct_error + (pct - old.mean_abs_pct_error) / count,
             mean_log_ratio=old.mean_log_ratio + (miss - old.mean_log_ratio) / count,
         )
-        if not learn:
+        bare_miss = miss + math.log(applied)
+        if not learn or abs(bare_miss) > math.log(EVENT_RATIO):
             return
         self.replies += 1
-        step = miss + math.log(applied) - self._level
+        step = bare_miss - self._level
         self._level += max(ALPHA, 1.0 / (self.replies + 1)) * min(max(step, -MAX_STEP), MAX_STEP)
         self._level = min(max(self._level, -math.log(MAX_FACTOR)), math.log(MAX_FACTOR))
 
