@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,9 +118,21 @@ def _difference(recorded: str) -> str | None:
     before = json.loads(recorded)
     if before["plan"] != json.loads(json.dumps(to_plain(decision.plan))):
         return f"now {decision.plan}"
-    if before["value"] != decision.value or before["why"] != decision.why:
+    if not _same_value(before["value"], decision.value) or _reason(before["why"]) != _reason(decision.why):
         return f"the same plan for another reason: {decision.why}, value {decision.value:.6g}"
     return None
+
+
+def _same_value(before: object, now: float) -> bool:
+    """But for rounding: processors add up the terms of a price in different orders."""
+    from splitglm_partitioner.decision import TIE_RELATIVE
+
+    return isinstance(before, float) and math.isclose(before, now, rel_tol=TIE_RELATIVE)
+
+
+def _reason(why: object) -> list[str]:
+    """The pairs of ``why`` without the margin, which is a difference of two values."""
+    return [pair for pair in str(why).split(";") if not pair.startswith("margin=")]
 
 
 def _order(term: str) -> tuple[bool, str]:

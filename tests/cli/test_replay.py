@@ -55,6 +55,24 @@ def test_a_decision_that_does_not_come_out_the_same_fails_the_replay(splitglm: R
     assert len(splitglm("replay", str(log), "--json").document()["different"]) == 1
 
 
+def test_a_value_that_another_processor_rounds_otherwise_comes_out_the_same(splitglm: Run, log: Path) -> None:
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    for line in lines:
+        line["decision"]["value"] *= 1.0 + 1e-14
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    document = splitglm("replay", str(log), "--json").document()
+    assert (document["decisions"], document["reproduced"], document["different"]) == (3, 3, [])
+
+
+@pytest.mark.parametrize("change", [{"value": "much"}, {"value": None}, {"why": 3}, {"why": "arm=device"}])
+def test_a_reason_that_is_another_one_fails_the_replay(splitglm: Run, log: Path, change: dict[str, object]) -> None:
+    line = json.loads(log.read_text().splitlines()[0])
+    line["decision"] |= change
+    log.write_text(json.dumps(line) + "\n")
+    outcome = splitglm("replay", str(log))
+    assert outcome.code == 64 and "for another reason" in outcome.out
+
+
 def test_a_file_without_decisions_is_refused(splitglm: Run, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.write_text("\n")
