@@ -38,6 +38,9 @@ from splitglm_partitioner.observations import (
     RoundTrip,
     Transfer,
 )
+from splitglm_partitioner.request import Objective
+from splitglm_sims.strategies.facts import Facts
+from splitglm_sims.strategies.registry import make_strategy
 from splitglm_sims.strategies.strategy import Probe, Task
 from splitglm_sims.traces import RateTrace
 from splitglm_sims.world.course import Course
@@ -276,3 +279,15 @@ def test_the_cheapest_arm_is_found_where_it_is_plain() -> None:
     quick = run_lone(scene(jobs=jobs(1)), OnePlan(DEVICE_ONLY), compare=True)[0]
     assert slow.best_plan is not None and slow.best_plan.arm is Arm.DEVICE
     assert quick.best_plan is not None and quick.best_plan.arm is Arm.CLOUD
+
+
+def test_a_clairvoyant_strategy_does_not_fail_because_failing_early_spends_little() -> None:
+    # One token by the cloud would use less energy than by the device, but comes after the deadline.
+    slow = link_scene(up=100.0, down=100.0)
+    job = replace(jobs(1, new=1)[0], deadline_s=3.0)
+    world = scene(jobs=(job,), link=slow, objective=Objective(latency=0.0, energy=1.0))
+    cloud, device = (run_lone(world, OnePlan(plan))[0] for plan in (CLOUD_ONLY, DEVICE_ONLY))
+    assert cloud.failed == LATE and device.failed is None
+    assert (cloud.outcome.energy_j or 0.0) < (device.outcome.energy_j or 0.0) < cloud.value
+    (record,) = run_lone(world, make_strategy("oracle", situation_facts=Facts.of(world), seed=0), compare=True)
+    assert record.failed is None and record.value == record.best_value

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TypeAlias
 
 from splitglm_core.errors import InputError
 from splitglm_core.plan import Arm, SplitPlan
@@ -22,7 +21,6 @@ from splitglm_sims.strategies.passive import Passive
 from splitglm_sims.strategies.strategy import Task
 from splitglm_sims.world.candidates import candidates as worth_trying
 
-Rank: TypeAlias = tuple[int, float]
 LENGTHS = (1, 2, 4, 8)
 
 
@@ -35,13 +33,11 @@ class Oracle(Passive):
         foresee, objective = task.foresee, task.situation.request.objective
         if foresee is None:
             raise InputError("the oracle needs a world that lets it foresee")
-        known: dict[SplitPlan, Rank] = {}
+        known: dict[SplitPlan, float] = {}
 
-        def rank(plan: SplitPlan) -> Rank:
-            """A reply that breaks off has fewer tokens: a whole one comes before it, then the lower value."""
+        def rank(plan: SplitPlan) -> float:
             if plan not in known:
-                outcome = foresee(plan)
-                known[plan] = -outcome.new_tokens, objective.value_of(outcome)
+                known[plan] = objective.value_of(foresee(plan))
             return known[plan]
 
         candidates = allowed(task.situation)
@@ -69,7 +65,7 @@ def _drafted(plain: SplitPlan, candidates: Candidates, situation: Situation) -> 
 
 
 def _climbed(
-    plan: SplitPlan, candidates: Candidates, situation: Situation, rank: Callable[[SplitPlan], Rank]
+    plan: SplitPlan, candidates: Candidates, situation: Situation, rank: Callable[[SplitPlan], float]
 ) -> SplitPlan:
     """A plan from which no step of one layer or one drafted token gains."""
     cuts = next(block for block in candidates.blocks if block.arm is plan.arm and block.t == plan.t)

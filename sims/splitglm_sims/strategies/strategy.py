@@ -36,7 +36,8 @@ class Task:
             strategy's own business, from what it observes.
         genre: of the text.
         vitals: what the device's sensors say.
-        foresee: the true outcome of a plan, for strategies whose ``clairvoyant`` is True; else None.
+        foresee: the true outcome of a plan, of one that fails together with what is done instead; for strategies whose
+            ``clairvoyant`` is True, else None.
     """
 
     now_s: float

@@ -119,7 +119,7 @@ def _refreshed(
     attempt = candidates_tried(handset, index, situation, now_s)
 
     def foresee(plan: SplitPlan) -> Outcome:
-        return attempt(plan).outcome
+        return attempt(plan).judged
 
     return Task(now_s=now_s, situation=situation, genre=task.genre, vitals=handset.vitals(now_s), foresee=foresee)
 

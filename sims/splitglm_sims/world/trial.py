@@ -26,13 +26,15 @@ class Trial:
 
     Attributes:
         end_s: when the device was free again.
-        value: the objective of ``outcome``; of a failed reply, of what was spent and of the whole reply on the device
-            alone after it. That is the penalty for failing, also where the device could not hold the model.
+        judged: ``outcome``; of a failed reply, what was spent and the whole reply on the device alone after it. That is
+            the penalty for failing, also where the device could not hold the model.
+        value: the objective of ``judged``.
         failed: why there is no answer.
     """
 
     end_s: float
     outcome: Outcome
+    judged: Outcome
     value: float
     failed: str | None
 
@@ -77,7 +79,8 @@ def conclude(handset: Handset, index: int, account: Account, draws: Draws, end_s
     judged = outcome
     if account.failed is not None:
         judged = one_after_the_other(outcome, handset.instead(index, draws, end_s))
-    return Trial(end_s=end_s, outcome=outcome, value=scene.objective.value_of(judged), failed=account.failed)
+    value = scene.objective.value_of(judged)
+    return Trial(end_s=end_s, outcome=outcome, judged=judged, value=value, failed=account.failed)
 
 
 def _cut(account: Account, at_s: float, end_s: float) -> float:
