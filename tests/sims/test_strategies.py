@@ -184,6 +184,14 @@ def test_a_strategy_of_ones_own_is_named_by_module_and_factory(monkeypatch: pyte
         registered("strategy:Missing")
     with pytest.raises(InputError, match="cannot be imported"):
         registered("no_such_module_at_all:make")
+    with pytest.raises(InputError, match="not a factory"):
+        registered("os:environ")
+
+
+@pytest.mark.parametrize("cut", ["--3", "\u00b2", "3.5", "", "9" * 5000])
+def test_a_cut_that_is_neither_a_number_nor_a_word_is_refused(cut: str) -> None:
+    with pytest.raises(InputError, match="neither a number"):
+        make_strategy("fixed", situation_facts=make_facts(make_situation()), seed=0, options={"cut": cut})
 
 
 @pytest.mark.parametrize(

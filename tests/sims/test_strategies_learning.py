@@ -23,7 +23,7 @@ from strategy_worlds import (
 
 from splitglm_core.plan import Arm, Privacy
 from splitglm_partitioner.layer_times import LayerTimes
-from splitglm_partitioner.observations import Direction, Outcome, ReplyEnded, RoundTrip
+from splitglm_partitioner.observations import CloudHint, CloudStep, Direction, Outcome, ReplyEnded, RoundTrip
 from splitglm_partitioner.policy import decide
 from splitglm_partitioner.request import Objective, Situation
 from splitglm_sims.strategies.fixed import fixed_arms
@@ -99,6 +99,21 @@ def test_neurosurgeon_follows_the_bandwidth_last_measured_and_asks_when_blind() 
     assert strategy.choose(make_task(situation, 10.0)) == decide(measured).plan
     strategy.observe(seen(Direction.UP, 1000, 1e9, 11.0))  # too small to tell a rate
     assert strategy.choose(make_task(situation, 12.0)) == decide(measured).plan
+
+
+def test_neurosurgeon_takes_the_servers_load_from_its_steps_and_from_its_own_word() -> None:
+    situation = too_small_for_the_model()
+    task = make_task(situation)
+    profiled = make_strategy("neurosurgeon", situation_facts=make_facts(situation), seed=0).choose(task)
+    loaded = replace(situation, cloud=make_cloud(times=situation.cloud.times, slowdown=40.0))  # type: ignore[union-attr]
+    step = CloudStep(
+        at_s=1.0, rows=1, start=2, stop=LAYERS, context_tokens=0, queue_s=0.0, sweep_s=0.0,
+        compute_s=40.0 * (LAYERS - 2) * 5e-4, alone=True,
+    )  # fmt: skip
+    for load in (step, CloudHint(at_s=1.0, queue_s=0.0, sweep_s=0.0, slowdown=40.0)):
+        strategy = make_strategy("neurosurgeon", situation_facts=make_facts(situation), seed=0)
+        strategy.observe(load)
+        assert strategy.choose(task) == decide(loaded).plan != profiled
 
 
 def test_edgent_changes_its_plan_after_a_change_of_bandwidth_and_not_for_one_outlier() -> None:

@@ -13,6 +13,7 @@ the best fixed arm that regret is counted against: a study runs them all and tak
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from splitglm_core.errors import InputError
@@ -25,6 +26,7 @@ from splitglm_sims.strategies.facts import Facts
 from splitglm_sims.strategies.passive import Passive
 from splitglm_sims.strategies.strategy import Task
 
+_WHOLE = re.compile("-?[0-9]{1,9}")
 ENDS = {"low": 0.0, "middle": 0.5, "high": 1.0}
 
 
@@ -156,7 +158,7 @@ def fixed(
     except ValueError as error:
         arms, codecs = ", ".join(a.value for a in Arm), ", ".join(c.value for c in Codec)
         raise InputError(f"{error}: arms are {arms}; codecs are any, {codecs}") from None
-    where: int | str = int(cut) if cut.lstrip("-").isdigit() else cut
+    where: int | str = int(cut) if _WHOLE.fullmatch(cut) else cut
     return FixedStrategy(
         FixedArm(arm=kind, cut=where, tail_layers=tail_layers, codec=coding, drafter=drafter, draft_tokens=draft_tokens)
     )

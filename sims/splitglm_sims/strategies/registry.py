@@ -80,6 +80,8 @@ def registered(name: str) -> Registered:
         factory = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise InputError(f"strategy {name} cannot be imported: {error}", "check PYTHONPATH") from error
+    if not callable(factory):
+        raise InputError(f"strategy {name} is not a factory: it cannot be called", "name a class or a function")
     about = (inspect.getdoc(factory) or "a strategy of your own").splitlines()[0]
     lossy = bool(getattr(factory, "lossy", False))
     return Registered(name=name, factory=factory, about=about, source=module, lossy=lossy)
