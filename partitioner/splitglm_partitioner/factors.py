@@ -25,4 +25,7 @@ class ArmFactors:
 
 def factors_of(arm: Arm, known: tuple[ArmFactors, ...]) -> ArmFactors:
     """Those of ``arm`` in ``known``; 1 when it is absent."""
-    return next((factors for factors in known if factors.arm is arm), ArmFactors(arm=arm))
+    for factors in known:
+        if factors.arm is arm:
+            return factors
+    return ArmFactors(arm=arm)

@@ -22,7 +22,7 @@ import numpy as np
 from splitglm_partitioner.basis import Basis, Layout, chunk_amounts, fixed_amounts, rates_of
 from splitglm_partitioner.decoding_rounds import Rounds
 from splitglm_partitioner.energy import first_joules, token_joules
-from splitglm_partitioner.factors import ArmFactors, factors_of
+from splitglm_partitioner.factors import ArmFactors
 from splitglm_partitioner.grid import Grid
 from splitglm_partitioner.layer_times import LayerTimes, Seconds
 from splitglm_partitioner.pipeline import knots_of, knots_with_context, last_leaves, leaving, most_knots
@@ -116,9 +116,12 @@ def price(
 
 def _factors(grid: Grid, known: tuple[ArmFactors, ...]) -> tuple[Seconds, Seconds]:
     """What TTFT and seconds per token of every plan are multiplied by, each ``[plans]``."""
-    of = [factors_of(arm, known) for arm, _, _ in grid.arms]
-    sizes = [stop - start for _, start, stop in grid.arms]
-    return np.repeat([one.ttft for one in of], sizes), np.repeat([one.per_token for one in of], sizes)
+    first, further = np.ones((2, len(grid.s)))
+    for factors in known:
+        for arm, start, stop in grid.arms:
+            if arm is factors.arm:
+                first[start:stop], further[start:stop] = factors.ttft, factors.per_token
+    return first, further
 
 
 def alone_s(basis: Basis, rounds: Rounds, rates: Seconds, situation: Situation) -> tuple[Seconds, Seconds]:
