@@ -14,7 +14,7 @@ from splitglm_sims.links.fitted import Use, class_names
 from splitglm_sims.presets.machines import cloud_preset, device_preset
 from splitglm_sims.strategies.facts import Facts
 from splitglm_sims.strategies.registry import make_strategy, strategy_names
-from splitglm_sims.study.build import drafts_of
+from splitglm_sims.study.build import drafts_of, jobs_of
 from splitglm_sims.study.config import Compare, Role, StudyConfig, parse_study, study_of
 from splitglm_sims.study.load import STUDIES, load_study
 from splitglm_sims.study.store import cells, plain_config, provenance
@@ -191,6 +191,18 @@ def test_every_fixed_arm_takes_part_where_privacy_allows_it(tmp_path: Path) -> N
     assert added["cloud"].privacy == (Privacy.OPEN,)
     assert any(entry.privacy == (Privacy.OPEN, Privacy.NO_TEXT) for entry in added.values())
     assert study_of(plain_config(config), "again") == config
+
+
+def test_fixed_arms_are_those_of_all_requests_and_not_of_the_first(tmp_path: Path) -> None:
+    path = tmp_path / "small.toml"
+    text = HEAD.replace('"chat"', '"edit", "mixed"') + "fixed_arms = true\n" + LINKS + STRATEGIES
+    path.write_text(text)
+    study = load_study(str(path))
+    arms = {dict(entry.options)["arm"] for entry in study.config.strategies[2:]}
+    asked = [job for cell in cells(study.config) for job in jobs_of(study.config, cell, cell.seed)]
+    assert {Privacy.OPEN, Privacy.NO_TEXT} <= {job.privacy for job in asked}
+    assert {job.privacy for job in jobs_of(study.config, next(cells(study.config)), 1)[:1]} != {Privacy.OPEN}
+    assert arms == {"cloud", "split", "ushape"}
 
 
 def test_the_study_of_the_documents_is_one() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from splitglm_core.errors import InputError
+from splitglm_core.plan import Privacy
 from splitglm_sims.links.fitted import Use, link_class
 from splitglm_sims.presets.machines import cloud_preset, device_preset
 from splitglm_sims.presets.shelf import Shelf
@@ -14,6 +16,7 @@ from splitglm_sims.strategies.facts import Facts
 from splitglm_sims.strategies.registry import make_strategy
 from splitglm_sims.study.config import LinkEntry, LoadedStudy, Role, StrategyEntry, StudyConfig, parse_study
 from splitglm_sims.workloads.workload import load_workload
+from splitglm_sims.world.scene import Job
 
 
 class _Studies(Shelf[StudyConfig]):
@@ -68,25 +71,42 @@ def _check_names(config: StudyConfig) -> None:
 
 
 def _fixed_arms(study: LoadedStudy) -> list[StrategyEntry]:
-    """Every fixed arm of the study's first world, under each privacy that allows it; less the sides that it names."""
+    """Every fixed arm that some request may take, under each privacy that allows it; less the sides that it names."""
     from splitglm_sims.strategies.fixed import fixed_arms
-    from splitglm_sims.study.build import scene_of
-    from splitglm_sims.study.store import cells
+    from splitglm_sims.study.build import jobs_of, scene_of
+    from splitglm_sims.study.store import Cell, cells
     from splitglm_sims.world.handset import Handset
 
     named = {entry.name for entry in study.config.strategies}
     found: dict[str, StrategyEntry] = {}
-    for privacy in study.config.privacy or (None,):
-        cell = next(cell for cell in cells(study.config) if cell.privacy is privacy)
-        for arm in fixed_arms(Handset(scene_of(study, cell)).situation(0)):
+    worlds: dict[tuple[Privacy | None, str], list[Cell]] = {}
+    for cell in cells(study.config):
+        if cell.link == study.config.links[0]:  # links do not decide what is allowed
+            worlds.setdefault((cell.privacy, cell.workload), []).append(cell)
+    for (privacy, _), members in worlds.items():
+        one_each = {cell.seed: cell for cell in members}.values()
+        asked = _kinds([job for cell in one_each for job in jobs_of(study.config, cell, cell.seed)])
+        handset = Handset(replace(scene_of(study, members[0]), jobs=asked))
+        for arm in dict.fromkeys(arm for index in range(len(asked)) for arm in fixed_arms(handset.situation(index))):
             if f"{arm.label}-only" in named:
                 continue
             options = tuple(sorted(arm.options().items()))
-            allowed = () if privacy is None else (privacy,)
             known = found.get(arm.label)
-            entry = StrategyEntry(name="fixed", label=arm.label, role=Role.FIXED, privacy=allowed, options=options)
-            found[arm.label] = entry if known is None else replace(known, privacy=(*known.privacy, *allowed))
+            allowed: tuple[Privacy, ...] = () if privacy is None else (privacy,)
+            if known is not None:
+                allowed = known.privacy if privacy in known.privacy else (*known.privacy, *allowed)
+            found[arm.label] = StrategyEntry(
+                name="fixed", label=arm.label, role=Role.FIXED, privacy=allowed, options=options
+            )
     return list(found.values())
+
+
+def _kinds(jobs: Sequence[Job]) -> tuple[Job, ...]:
+    """Of each privacy and genre the shortest job, to which most is allowed."""
+    kinds: dict[tuple[Privacy, str], Job] = {}
+    for job in sorted(jobs, key=lambda job: job.prompt_tokens + job.max_new_tokens):
+        kinds.setdefault((job.privacy, job.genre), job)
+    return tuple(kinds.values())
 
 
 def _with_use(link: LinkEntry) -> LinkEntry:
