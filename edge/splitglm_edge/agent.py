@@ -25,7 +25,7 @@ from splitglm_edge.connection import CloudAddress, CloudConnection
 from splitglm_edge.conversation import Conversation, Prepared
 from splitglm_edge.decision_log import DecisionLog
 from splitglm_edge.generation import Generation
-from splitglm_edge.planning import Planner, warm_for
+from splitglm_edge.planning import Planner, sendable_chunks, warm_for
 from splitglm_edge.predictions import Prediction, Predictions
 from splitglm_edge.probe import profile_of
 from splitglm_edge.prompting import Prompt, PromptEncoder
@@ -43,8 +43,7 @@ from splitglm_partitioner.decision import Decision
 from splitglm_partitioner.governor import Vitals
 from splitglm_partitioner.link_estimator import Probing
 from splitglm_partitioner.profiles import CloudProfile, DeviceProfile, LinkEstimate
-from splitglm_partitioner.request import MAX_CHUNKS, Fixed, Objective, Request
-from splitglm_wire.limits import MAX_ROWS
+from splitglm_partitioner.request import Fixed, Objective, Request
 
 _SETTLE_S = 2.0
 DEFAULT_CODECS = (Codec.BF16, Codec.INT8)
@@ -193,7 +192,7 @@ class Agent:
             deadline_s: bound on the whole reply.
             criticality: how much it matters when the cloud cannot serve all.
             chunk_tokens: prompt positions per prefill step, 4096 at most.
-            chunks: other sizes that the policy may take instead.
+            chunks: other sizes that the policy may take instead; those beyond 4096 are left out.
             genre: what kind of text this is, in the caller's own words (chat, code, summary): the length of answers
                 and what drafters achieve are learnt for each apart. It stays on this device.
             conversation: one of ``new_conversation``; keeps caches between replies.
@@ -230,8 +229,7 @@ class Agent:
                 deadline_s=left_s,
                 objective=objective or Objective(),
                 codecs=codecs,
-                chunk_tokens=min(chunk_tokens, MAX_ROWS),
-                chunks=tuple(size for size in chunks if len(ids) + done_tokens <= MAX_CHUNKS * size),
+                **sendable_chunks(len(ids) + done_tokens, chunk_tokens, chunks),
                 fixed=fixed,
                 warm=warm_for(talk, ids),
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from splitglm_core.errors import ModelMismatch, NoFeasiblePlan, PromptTooLong, SecurityError, SplitGlmError
 from splitglm_core.plan import Privacy
@@ -14,7 +15,8 @@ from splitglm_edge.vitals import Sensors
 from splitglm_partitioner import explain
 from splitglm_partitioner.decision import Decision
 from splitglm_partitioner.governor import Vitals
-from splitglm_partitioner.request import Request, Warm
+from splitglm_partitioner.request import MAX_CHUNKS, Request, Warm
+from splitglm_wire.limits import MAX_ROWS
 
 
 class Planner:
@@ -56,8 +58,9 @@ class Planner:
             try:
                 self._cloud.link()
                 if request.positions > self._cloud.max_context:
+                    new_tokens = request.positions - request.prompt_tokens
                     raise PromptTooLong(
-                        f"{request.prompt_tokens} prompt tokens and {request.expected_new_tokens} new ones exceed the "
+                        f"{request.prompt_tokens} prompt tokens and up to {new_tokens} new ones exceed the "
                         f"{self._cloud.max_context} positions that the cloud serves",
                         "shorten the prompt or lower --max-tokens",
                     )
@@ -88,6 +91,13 @@ class Planner:
             why=explain.in_words(decision),
             notes=notes,
         )
+
+
+def sendable_chunks(prompt_tokens: int, chunk_tokens: int, chunks: tuple[int, ...]) -> dict[str, Any]:
+    """``chunk_tokens`` and ``chunks`` of a request, as far as a step may hold them and they cut the prompt into few."""
+    own = min(chunk_tokens, MAX_ROWS)
+    others = [size for size in chunks if size != own and size <= MAX_ROWS and prompt_tokens <= MAX_CHUNKS * size]
+    return {"chunk_tokens": own, "chunks": tuple(others)}
 
 
 def warm_for(talk: Conversation, ids: list[int]) -> Warm | None:

@@ -11,6 +11,7 @@ from cli_runs import Run, Served, one_line_error
 from splitglm_cli.reply_options import parse_objective
 from splitglm_core.errors import InputError
 from splitglm_partitioner.request import Objective
+from splitglm_wire.limits import MAX_ROWS
 
 REPLY = ("--max-tokens", "6", "--ignore-eos", "--quiet")
 
@@ -150,6 +151,13 @@ def test_the_policy_chooses_the_chunk_unless_it_is_given(splitglm: Run, tiny: st
     assert free["request"]["chunks"] == [32, 64, 256] and free["chosen"]["plan"]["chunk_tokens"] in (32, 64, 128, 256)
     given = splitglm("plan", tiny, *size, "--chunk", "48").document()
     assert given["request"]["chunks"] == [] and given["chosen"]["plan"]["chunk_tokens"] == 48
+
+
+def test_a_plan_is_for_the_chunks_that_a_run_would_send(splitglm: Run, tiny: str) -> None:
+    large = splitglm("plan", tiny, "--prompt-tokens", "300", "--chunk", "9000", "--json").document()
+    assert large["chosen"]["plan"]["chunk_tokens"] == MAX_ROWS
+    outcome = splitglm("plan", tiny, "--prompt-tokens", "200000")
+    assert outcome.code == 65 and "positions" in one_line_error(outcome), "not how such a prompt would be cut"
 
 
 def test_plan_shows_what_it_was_decided_on(splitglm: Run, tiny: str, cloud: Served) -> None:

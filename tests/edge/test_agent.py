@@ -29,7 +29,7 @@ from splitglm_edge.timeouts import Timeouts
 from splitglm_glm.chat import Message
 from splitglm_glm.config import load_config
 from splitglm_glm.store import ModelStore
-from splitglm_partitioner.request import Request
+from splitglm_partitioner.request import Fixed, Request
 from splitglm_security.keys import NodeKey
 from splitglm_sims.link_emulator import LinkEmulator
 
@@ -180,6 +180,11 @@ def test_a_cloud_serves_no_longer_context_than_its_memory_holds(model: Path, hom
         assert cloud.server.manifest.max_context == 64
         with pytest.raises(PromptTooLong, match="64 positions that the cloud serves"):
             ask(agent, "split").result()
+        request = Request(
+            prompt_tokens=40, expected_new_tokens=5, max_new_tokens=30, privacy=Privacy.OPEN, fixed=Fixed(arm=Arm.CLOUD)
+        )
+        with pytest.raises(PromptTooLong, match="40 prompt tokens and up to 30 new ones"):
+            agent.decide(request)
 
 
 @pytest.mark.parametrize("arm", ["device", "cloud", "split", "ushape"])
