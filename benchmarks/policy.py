@@ -46,8 +46,14 @@ def model_of(layers: int) -> ModelShape:
     )
 
 
-def device_of(layers: int, *, codecs_timed: bool) -> DeviceProfile:
-    times = LayerTimes.uniform(layers, decode_s=5e-3, prefill_s_per_token=2e-3, decode_s_per_1k_context=1e-4)
+def device_of(layers: int, *, codecs_timed: bool, growth: bool) -> DeviceProfile:
+    times = LayerTimes.uniform(
+        layers,
+        decode_s=5e-3,
+        prefill_s_per_token=2e-3,
+        decode_s_per_1k_context=1e-4,
+        prefill_s_per_token_per_1k_context=1e-4 if growth else None,
+    )
     active = PrecisionProfile(
         precision=Precision.INT4,
         times=times,
@@ -71,11 +77,14 @@ def device_of(layers: int, *, codecs_timed: bool) -> DeviceProfile:
     )
 
 
-def cloud_of(layers: int) -> CloudProfile:
+def cloud_of(layers: int, *, growth: bool) -> CloudProfile:
+    per_1k_context = 1e-6 if growth else None
     return CloudProfile(
         layers=layers,
         served=LayerRange(0, layers),
-        times=LayerTimes.uniform(layers, decode_s=5e-4, prefill_s_per_token=2e-5),
+        times=LayerTimes.uniform(
+            layers, decode_s=5e-4, prefill_s_per_token=2e-5, prefill_s_per_token_per_1k_context=per_1k_context
+        ),
         has_embedding=True,
         has_head=True,
         head_s=1e-3,
@@ -94,10 +103,14 @@ def drafters() -> tuple[DraftStatistics, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A request, and what is known beside the profiles."""
+    """A request, and what is known beside the profiles.
+
+    ``growth`` is that of prefill with the context before a chunk.
+    """
 
     request: Request
     codecs_timed: bool = False
+    growth: bool = False
     drafts: tuple[DraftStatistics, ...] = ()
 
 
@@ -105,6 +118,8 @@ def cases(layers: int) -> dict[str, Case]:
     """What is asked, by name."""
     base = Request(prompt_tokens=1000, expected_new_tokens=200, codecs=CODECS)
     opened = dataclasses.replace(base, privacy=Privacy.OPEN)
+    long = dataclasses.replace(opened, prompt_tokens=16000)
+    finely = dataclasses.replace(long, chunk_tokens=32)
     warm = Warm(plan=SplitPlan(layers=layers, s=1, t=layers, head=HeadSide.DEVICE), cached_tokens=900)
     sizes = (32, 64, 256)
     weighed = dataclasses.replace(base, objective=Objective(latency=1.0, energy=0.1))
@@ -114,7 +129,10 @@ def cases(layers: int) -> dict[str, Case]:
         "no-text, codecs timed": Case(request=base, codecs_timed=True),
         "open, all arms": Case(request=opened),
         "open, all arms, codecs timed": Case(request=opened, codecs_timed=True),
-        "open, all arms, 16,000-token prompt": Case(request=dataclasses.replace(opened, prompt_tokens=16000)),
+        "open, all arms, 16,000-token prompt": Case(request=long),
+        "open, all arms, prefill grows": Case(request=opened, growth=True),
+        "open, all arms, 16,000-token prompt, prefill grows": Case(request=long, growth=True),
+        "open, all arms, 16,000-token prompt in chunks of 32, prefill grows": Case(request=finely, growth=True),
         "no-text, chat turn in an open session": Case(request=dataclasses.replace(base, warm=warm)),
         "no-text, deadline": Case(request=dataclasses.replace(base, deadline_s=3600.0)),
         "no-text, energy weighed": Case(request=weighed),
@@ -157,9 +175,9 @@ def main() -> None:
             situation = Situation(
                 request=case.request,
                 model=model_of(layers),
-                device=device_of(layers, codecs_timed=case.codecs_timed),
+                device=device_of(layers, codecs_timed=case.codecs_timed, growth=case.growth),
                 link=link,
-                cloud=cloud_of(layers),
+                cloud=cloud_of(layers, growth=case.growth),
                 drafts=case.drafts,
             )
             rows.append((layers, name, situation))

@@ -10,16 +10,30 @@ where ``through_k[i]`` is the work of machine ``k`` up to job ``i`` and ``before
 
 Within a run of equal jobs a path's length is linear in the job at which it changes machines, so the longest path
 changes at an end of a run: only those jobs (knots) need be looked at, and the cost does not grow with their number.
+
+Where jobs grow by equal steps, as chunks do with the context before them, a path's length is quadratic. If it is convex
+the ends decide as before; if the later machine grows by ``q`` more per job than the earlier one it is concave, and the
+best job may lie inside. Further knots, between which it is then taken as linear, bound what that misses: at most
+``q * floor(h * h / 4) / 2`` between knots ``h`` jobs apart. A path that is best inside, after the knot ``k``, is itself
+at least ``q / 2 * ((n - 1) * (n - 2) + k * (k + 3))`` long for ``n`` jobs, because the earlier machine then takes as
+long for each job up to there as the later one does at that job, and the last job may be of any length. Knots may
+therefore lie further apart the later they are, and twelve suffice for any number of jobs. Along a line of machines
+the ``q`` of successive changes add up to at most the growth of the last one, and the bound stays. Times are never above
+the exact ones and less than ``TOLERANCE`` below.
 """
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 Seconds = NDArray[np.float64]
+TOLERANCE: Final = 0.005
+"""Of completion times of growing jobs, relative; those of equal jobs are exact."""
 
 
 def leaving(arrive: Seconds, through: Seconds, before: Seconds) -> Seconds:
@@ -60,18 +74,33 @@ def most_knots(jobs: int) -> int:
     return min(4, jobs)
 
 
-def knots_with_context(jobs: int, width: int, chunk: int, last: int, cached: int) -> Seconds:
-    """As ``knots_of``, where each chunk costs more than the one before: every job is a knot.
+@lru_cache(maxsize=4096)
+def growing_knots_of(jobs: int, width: int) -> Seconds:
+    """As ``knots_of`` where each ordinary chunk costs one step more than the one before; ``width`` as below or more.
 
     Returns:
-        ``[2 * width, 4]``: the fourth column sums tokens times context over the chunks.
+        ``[2 * width, 4]``: the fourth column counts the steps in all ordinary chunks: 0 + 1 + 2 + ...
     """
-    index = np.minimum(np.arange(width), jobs - 1)
-    counts = _counts(index, jobs)
-    done = counts[:, 0]
-    context = chunk * (done * cached + chunk * done * (done - 1) / 2)
-    context += counts[:, 1] * last * (cached + (jobs - 1) * chunk)
-    return np.column_stack([counts, context])
+    knots = _growing_knots(jobs)
+    counts = _counts(np.array(knots + (jobs - 1,) * (width - len(knots))), jobs)
+    out = np.column_stack([counts, counts[:, 0] * (counts[:, 0] - 1) / 2])
+    out.setflags(write=False)
+    return out
+
+
+def most_growing_knots(jobs: int) -> int:
+    """Knots that ``jobs`` growing chunks have: at most 12."""
+    return len(_growing_knots(jobs))
+
+
+@lru_cache(maxsize=4096)
+def _growing_knots(jobs: int) -> tuple[int, ...]:
+    knots, at = {0, max(0, jobs - 2), jobs - 1}, 1
+    while at < jobs - 2:
+        knots.add(at)
+        room = int(TOLERANCE * ((jobs - 1) * (jobs - 2) + at * (at + 3)))
+        at += math.isqrt(4 * room + 3)  # the longest h with floor(h * h / 4) <= room; at least 1
+    return tuple(sorted(knots))
 
 
 def _counts(index: NDArray[np.intp], jobs: int) -> Seconds:

@@ -3,7 +3,8 @@
 Prefill is a line of machines (front on the device, uplink, back in the cloud and, where the tail's KV caches need every
 position, downlink and tail) through which the chunks pass in order, see ``pipeline``. Front and tail share the device,
 which runs all fronts first. Propagation and the waits in the cloud delay all chunks alike and occupy no machine. The
-uplink is free when what others handed over has left; waking the radio and slow start delay the first upload.
+uplink is free when what others handed over has left; waking the radio and slow start delay the first upload. Where
+prefill grows with the context, the time to first token is at most ``pipeline.TOLERANCE`` too short; all else is exact.
 
 Decode has no overlap, except that a cloud that samples and embeds by itself sends tokens while computing the next.
 Last, the arm's factors (``factors``) multiply both times.
@@ -25,7 +26,14 @@ from splitglm_partitioner.energy import first_joules, token_joules
 from splitglm_partitioner.factors import ArmFactors
 from splitglm_partitioner.grid import Grid
 from splitglm_partitioner.layer_times import LayerTimes, Seconds
-from splitglm_partitioner.pipeline import knots_of, knots_with_context, last_leaves, leaving, most_knots
+from splitglm_partitioner.pipeline import (
+    growing_knots_of,
+    knots_of,
+    last_leaves,
+    leaving,
+    most_growing_knots,
+    most_knots,
+)
 from splitglm_partitioner.profiles import LinkEstimate
 from splitglm_partitioner.request import Situation
 from splitglm_partitioner.slow_start import stalled_s
@@ -173,18 +181,18 @@ class Prefill:
         fixed = [fixed_amounts(layout, run.cached_tokens == 0, prompt == 1) for run in runs]
         times = layout, basis.device, basis.cloud
         amounts = []
-        for run, last, (first, context, _, _) in zip(runs, lasts, fixed, strict=True):
-            rows = [chunk_amounts(*times, min(run.chunk_tokens, prompt)), chunk_amounts(*times, last), first]
-            amounts.append([*rows, context] if growing else rows)
+        for (chunk, cached), n, last, (first, context, _, _) in zip(runs, jobs, lasts, fixed, strict=True):
+            ordinary, final = chunk_amounts(*times, min(chunk, prompt)), chunk_amounts(*times, last)
+            if not growing:
+                amounts.append([ordinary, final, first])
+                continue
+            ordinary = ordinary + chunk * cached * context
+            final = final + last * (cached + (n - 1) * chunk) * context
+            amounts.append([ordinary, final, first, chunk * chunk * context])
         self.amounts = np.array(amounts)
-        if growing:
-            self.knots = max(jobs)
-            sizes = zip(jobs, runs, lasts, strict=True)
-            counts = [knots_with_context(n, self.knots, run.chunk_tokens, r, run.cached_tokens) for n, run, r in sizes]
-        else:
-            self.knots = max(most_knots(n) for n in jobs)
-            counts = [knots_of(n, self.knots) for n in jobs]
-        self.counts = np.array(counts)
+        most, knots = (most_growing_knots, growing_knots_of) if growing else (most_knots, knots_of)
+        self.knots = max(most(n) for n in jobs)
+        self.counts = np.array([knots(n, self.knots) for n in jobs])
         sums = self.counts @ self.amounts
         self.whole: Seconds = sums[:, self.knots - 1]
         self.weights: Seconds = sums[:, None] * rates[:, None]
