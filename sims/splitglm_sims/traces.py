@@ -22,6 +22,7 @@ from splitglm_core.errors import InputError
 
 MAHIMAHI_PACKET_BYTES: Final = 1500  # one delivery opportunity, by the definition of the format
 MAX_LINES: Final = 5_000_000  # an hour at 16 Mbit/s in Mahimahi's form; a longer file is a mistake
+MAX_FILE_BYTES: Final = 1 << 28
 MAX_RATE_BYTES_PER_S: Final = 1.25e11  # one Tbit/s: beyond it a unit was mixed up
 _BYTES_PER_MBIT: Final = 1e6 / 8
 _SLACK_BYTES: Final = 1e-3  # rounding must not push a packet that just fits beyond the outage that follows
@@ -53,8 +54,8 @@ class RateTrace:
             raise InputError(f"the rates of a trace lie in [0, {MAX_RATE_BYTES_PER_S:g}] bytes/s")
         pieces = ((end - start) * rate for start, end, rate in zip(self.starts_s, ends, self.bytes_per_s, strict=True))
         object.__setattr__(self, "_carried", tuple(accumulate(pieces, initial=0.0)))
-        if self._carried[-1] < 1.0:
-            raise InputError("a rate trace must carry at least one byte in its period")
+        if not 1.0 <= self._carried[-1] < math.inf:
+            raise InputError("a rate trace must carry at least one byte in its period, and a finite number of them")
 
     @property
     def mean_bytes_per_s(self) -> float:
@@ -91,17 +92,17 @@ def load_trace(path: Path) -> RateTrace:
     """Reads a trace of any of the three forms: ``.csv`` by name, the others by their number of columns."""
     if path.suffix.lower() == ".csv":
         return load_csv(path)
-    lines = _lines(path)
+    lines = read_lines(path)
     first = next((line for line in lines if line.strip()), "")
     return parse_mahimahi(lines, str(path)) if len(first.split()) == 1 else parse_columns(lines, str(path))
 
 
 def load_mahimahi(path: Path) -> RateTrace:
-    return parse_mahimahi(_lines(path), str(path))
+    return parse_mahimahi(read_lines(path), str(path))
 
 
 def load_columns(path: Path) -> RateTrace:
-    return parse_columns(_lines(path), str(path))
+    return parse_columns(read_lines(path), str(path))
 
 
 def parse_mahimahi(lines: Iterable[str], name: str = "trace") -> RateTrace:
@@ -171,7 +172,7 @@ def load_csv(
     """
     name = str(path)
     readings: dict[float, list[float]] = {}
-    table = csv.reader(_lines(path), strict=True)
+    table = csv.reader(read_lines(path), strict=True)
     try:
         header = next(table, [])
         missing = [column for column in (time_column, rate_column) if column not in header]
@@ -203,8 +204,13 @@ def _held(rows: Sequence[tuple[float, float]], name: str) -> RateTrace:
     return RateTrace(starts, tuple(rate for _, rate in rows), starts[-1] + (starts[-1] - starts[-2]))
 
 
-def _lines(path: Path) -> list[str]:
+def read_lines(path: Path) -> list[str]:
+    """The lines of a trace file. InputError when it cannot be read, is no regular file or is too long."""
     try:
+        if not path.is_file():
+            raise InputError(f"cannot read the trace {path}: there is no such file")
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise InputError(f"{path}: more than {MAX_FILE_BYTES} bytes")
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the trace {path}: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,7 @@ def test_a_broken_mahimahi_file_is_refused_with_its_place(lines: list[str], comp
         (["0 1", "1 2 3"], "3 columns"),
         (["0 0", "1 0"], "at least one byte"),
         (["0 1", "1 1e30"], "rates of a trace"),
+        (["0 1", "1e308 1"], "a finite number"),
     ],
 )
 def test_broken_columns_are_refused_with_their_place(lines: list[str], complaint: str) -> None:
@@ -164,6 +166,14 @@ def test_a_missing_or_binary_file_is_the_users_error(tmp_path: Path) -> None:
     binary.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="cannot read"):
         load_trace(binary)
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "."):
+        with pytest.raises(InputError, match="no such file"):
+            load_trace(tmp_path / name)
+    with (tmp_path / "endless").open("wb") as endless:
+        endless.truncate(MAX_FILE_BYTES + 1)  # sparse
+    with pytest.raises(InputError, match="more than"):
+        load_trace(tmp_path / "endless")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import numpy as np
 
 from splitglm_core.errors import InputError
 from splitglm_partitioner.bounds import check_number
-from splitglm_sims.traces import MAX_LINES, RateTrace, load_trace
+from splitglm_sims.traces import RateTrace, load_trace, read_lines
 from splitglm_sims.world.scene import INITIAL_WINDOW_BYTES, LinkScene
 
 MAX_RTT_S: Final = 60.0
@@ -105,7 +105,7 @@ def scaled(trace: RateTrace, factor: float) -> RateTrace:
 def hairpin_round_trips(path: Path) -> RoundTrips:
     """From the third column of a ``time_s Mbps RTTms loss`` file (Hairpin, NSDI 2024)."""
     samples = []
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(read_lines(path), 1):
         cells = line.split()
         if not cells:
             continue
@@ -118,7 +118,7 @@ def hairpin_round_trips(path: Path) -> RoundTrips:
 def ping_round_trips(path: Path, *, column: str = "PINGAVG") -> RoundTrips:
     """From a column of milliseconds in a CSV file with a header (G-NetTrack Pro's pings); ``-`` is no measurement."""
     samples = []
-    table = csv.reader(_lines(path), strict=True)
+    table = csv.reader(read_lines(path), strict=True)
     try:
         header = next(table, [])
         if column not in header:
@@ -146,16 +146,6 @@ def _present(trace: RateTrace | None) -> RateTrace:
     if trace is None:
         raise InputError("a link from files needs a downlink or an uplink trace")
     return trace
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the trace {path}: {error}") from error
-    if len(lines) > MAX_LINES:
-        raise InputError(f"{path}: more than {MAX_LINES} lines")
-    return lines
 
 
 def _milliseconds(text: str, path: Path, line: int) -> float:
