@@ -11,7 +11,8 @@ the wire. That is sound only where nothing but the link was in the way, so a ste
 * it took longer than twice RTTVAR and 50 ms: of less, what else takes time on both sides would be too large a part.
 
 **Round trip, passively.** A small step that was sent while nothing else was open, less the cloud's own times, the
-overhead and its bytes at the estimated rate, is a round trip; so while a reply is under way no ping is needed.
+overhead and its bytes at the estimated rate, is a round trip; so during a reply no ping is needed. Where the
+cloud goes on by itself, that is the first token. A step after a rest shows what waking the radio costs.
 """
 
 from __future__ import annotations
@@ -95,6 +96,9 @@ class StepWatch:
         step = sent.step
         rows, context = (step.rows, step.base) if event.index == 0 else (1, step.base + step.rows + event.index - 1)
         self._computed(sent, rows, context, event.queue_s, event.sweep_s, event.compute_s, at_s)
+        if event.index == 0 and step.generate > 1:
+            cloud_s = event.queue_s + event.sweep_s + event.compute_s
+            self._came_back(sent, at_s - sent.at_s - cloud_s, at_s, self._link())
 
     def done(self, event: StepDone, at_s: float) -> None:
         """A step was answered to its end, at ``at_s``."""
@@ -119,10 +123,15 @@ class StepWatch:
             began_s = sent.at_s if sent.alone else None if left_before_s is None else max(sent.at_s, left_before_s)
             if began_s is not None and _reply_bytes(step) <= _SMALL_REPLY * size:
                 self._uploaded(sent, size, left_s - began_s, at_s, link)
-        elif sent.alone and size / link.uplink_bytes_per_s <= _RTT_SHARE * link.rtt_s:
-            trip_s = at_s - sent.at_s - link.overhead_s - cloud_s - size / link.uplink_bytes_per_s
-            if trip_s > 0.0:
-                self._observe(RoundTrip(at_s=at_s, seconds=trip_s, idle_s=sent.idle_s))
+        else:
+            self._came_back(sent, at_s - sent.at_s - cloud_s, at_s, link)
+
+    def _came_back(self, sent: _Sent, seconds: float, at_s: float, link: LinkEstimate) -> None:
+        """A small step's answer came ``seconds`` after it was sent, the cloud's own times taken off."""
+        upload_s = len(sent.step.payload) / link.uplink_bytes_per_s
+        trip_s = seconds - link.overhead_s - upload_s
+        if sent.alone and upload_s <= _RTT_SHARE * link.rtt_s and trip_s > 0.0:
+            self._observe(RoundTrip(at_s=at_s, seconds=trip_s, idle_s=sent.idle_s))
 
     def _uploaded(self, sent: _Sent, size: int, seconds: float, at_s: float, link: LinkEstimate) -> None:
         if seconds > max(_LEAST_S, 2.0 * link.rtt_var_s):

@@ -128,8 +128,9 @@ class Advisor:
         if isinstance(observation, DevicePass):
             self._pace.observe(observation)
         elif isinstance(observation, ReplyEnded):
-            self._lengths.observe(observation)
-            self.calibration.observe(observation, settled=False)
+            if observation.comparable:
+                self._lengths.observe(observation)
+                self.calibration.observe(observation, settled=False)
         else:
             self._links.observe(observation)  # whatever came over it shows that it is not at rest
             if isinstance(observation, CloudStep | CloudHint):
@@ -178,14 +179,16 @@ class Advisor:
         self._layers_in_use = decision.plan.s + len(decision.plan.tail)
 
     def ended(self, decision: Decision, observation: ReplyEnded) -> None:
-        """A reply that ``decide`` planned has ended by itself, under this plan.
+        """A reply that ``decide`` planned has ended.
 
-        Its length is learnt, what an exploration cost is known, and the arm is calibrated, unless what the estimators
-        follow changed since (``attribution``).
+        What an exploration cost is known now. Of one that ran to its end under this plan the length is learnt, and the
+        arm is calibrated unless what the estimators follow changed since (``attribution``).
         """
-        self._lengths.observe(observation)
-        applied = factors_of(decision.plan.arm, decision.situation.factors)
-        self.calibration.observe(observation, applied=applied, settled=self._settled(decision, observation))
+        settled = self._settled(decision, observation)
+        if observation.comparable:
+            self._lengths.observe(observation)
+            applied = factors_of(decision.plan.arm, decision.situation.factors)
+            self.calibration.observe(observation, applied=applied, settled=settled)
         value = decision.situation.request.objective.value_of(observation.outcome)
         self._steering.ended(decision, value)
 

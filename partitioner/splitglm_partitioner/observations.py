@@ -179,7 +179,11 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplyEnded:
-    """A reply ran to its end under ``plan``, which was predicted to take what is stated for this number of tokens."""
+    """A reply ended, which was predicted to take what is stated for this number of tokens.
+
+    ``outcome`` counts from the decision on, so that what was asked of the link before is not in it. ``comparable``: it
+    ran to its end under ``plan``; one that failed, or fell back to the device, says nothing of the prediction.
+    """
 
     at_s: float
     plan: SplitPlan
@@ -188,6 +192,7 @@ class ReplyEnded:
     predicted_ttft_s: float
     predicted_per_token_s: float
     outcome: Outcome
+    comparable: bool = True
 
     def __post_init__(self) -> None:
         _check_time(self.at_s)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator
+from dataclasses import replace
 from typing import Any
 
 import simpy
@@ -151,6 +152,7 @@ def settle(
     handset.keep(index, None if trial.failed else device_only if account.fell_back else plan)
     predicted: tuple[float, float] | None = getattr(strategy, "predicted", None)
     ttft_s, per_token_s = predicted or (0.0, 0.0)
+    asked_s = min(probed_s - start_s, trial.outcome.ttft_s)  # rounding must not make it negative
     strategy.observe(
         ReplyEnded(
             at_s=trial.end_s,
@@ -159,7 +161,12 @@ def settle(
             max_new_tokens=job.max_new_tokens,
             predicted_ttft_s=ttft_s,
             predicted_per_token_s=per_token_s,
-            outcome=trial.outcome,
+            outcome=replace(
+                trial.outcome,
+                ttft_s=trial.outcome.ttft_s - asked_s,
+                total_s=trial.outcome.total_s - asked_s,
+            ),
+            comparable=trial.failed is None and not account.fell_back,
         )
     )
     return Record(

@@ -57,8 +57,10 @@ def answer(account: Account, got: Answer, effort: Effort) -> None:
         told.append(_cloud_step(got, effort, rows, context, got.rounds_queue_s / got.rounds, compute_s))
     if step.up_bytes >= MIN_TRANSFER_BYTES and step.down_bytes <= _SMALL_REPLY * step.up_bytes:
         told.append(_transfer(got.at_s, Direction.UP, step.up_bytes, got.up_s, got.idle_s))
-    elif step.alone and step.stream is None:
-        trip_s = got.at_s - got.sent_s - got.overhead_s - got.queue_s - got.sweep_s - got.compute_s - got.up_s
+    elif step.alone and not got.lost:
+        # Of a stream, its first token is the answer to the prompt; the rest comes by itself.
+        came_s = got.at_s if step.stream is None else got.first_s
+        trip_s = came_s - got.sent_s - got.overhead_s - got.queue_s - got.sweep_s - got.compute_s - got.up_s
         if trip_s > 0.0 and got.up_s <= _RTT_SHARE * trip_s:
             told.append(RoundTrip(at_s=got.at_s, seconds=trip_s, idle_s=min(got.idle_s, MAX_SECONDS)))
 
