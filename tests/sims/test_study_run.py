@@ -195,6 +195,19 @@ def test_a_cell_that_is_cut_short_damaged_or_anothers_is_refused(tmp_path: Path)
     results.path(cell).write_bytes(line.replace(b'"drafters":["lookup"]', b'"drafters":[]') + whole[len(line) :])
     with pytest.raises(InputError, match="drafter"):
         results.read(cell)
+    header = json.loads(line)
+    for change in (
+        {"facts": {"a": "x"}},
+        {"facts": {"a": None}},
+        {"facts": {"a": [1]}},
+        {"facts": 5},
+        {"drafters": 5},
+        {"failures": {"a": 1}},
+        {"codecs": []},
+    ):
+        results.path(cell).write_bytes(json.dumps(header | change).encode() + whole[len(line) :])
+        with pytest.raises(InputError, match="damaged"):
+            results.read(cell)
     results.path(cell).write_bytes(whole)
     assert len(results.read(cell)) == 6
     results.path(cell).unlink()

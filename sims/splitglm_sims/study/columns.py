@@ -171,15 +171,17 @@ def decode(data: bytes, key: str, where: str) -> Columns:
     rows, facts = header.get("rows"), header.get("facts")
     if type(rows) is not int or not 0 <= rows <= MAX_ROWS or not isinstance(facts, dict):
         raise InputError(f"{where} is damaged", "delete it and run the study again")
+    drafters, codecs, failures = (_texts(header.get(name), where) for name in ("drafters", "codecs", "failures"))
+    if any(isinstance(value, bool) or not isinstance(value, int | float) for value in facts.values()):
+        raise InputError(f"{where} is damaged: facts", "delete it and run the study again")
     if len(body) != rows * sum(np.dtype(kind).itemsize for kind in DTYPES.values()):
         raise InputError(f"{where} is cut short", "delete it and run the study again")
     of, at = {}, 0
     for name, kind in DTYPES.items():
         of[name] = np.frombuffer(body, np.dtype(kind), rows, at)
         at += of[name].nbytes
-    texts = (tuple(map(str, header.get(name) or ())) for name in ("drafters", "codecs", "failures"))
-    drafters, codecs, failures = texts
-    for name, known in (("arm", ARMS), ("best_arm", ARMS), ("drafter", drafters), ("failure", failures)):
+    indexed = (("arm", ARMS), ("best_arm", ARMS), ("drafter", drafters), ("codec", codecs), ("failure", failures))
+    for name, known in indexed:
         if rows and not (of[name].min() >= -1 and of[name].max() < len(known)):
             raise InputError(f"{where} is damaged: {name}", "delete it and run the study again")
     return Columns(of, drafters, codecs, failures, {str(name): float(value) for name, value in facts.items()})
@@ -195,6 +197,12 @@ def _rates(link: LinkScene) -> Callable[[float], tuple[float, float]]:
         return up / RATE_WINDOW_S, down / RATE_WINDOW_S
 
     return at
+
+
+def _texts(value: object, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise InputError(f"{where} is damaged", "delete it and run the study again")
+    return tuple(value)
 
 
 def _codec(plan: SplitPlan) -> str:
