@@ -16,6 +16,7 @@ from splitglm_core.errors import InputError, NoFeasiblePlan
 
 _SHOWN: Final = 10
 """Decisions that differ, in words; all are in the JSON document."""
+_SEEN: Final = ("ttft_s", "per_token_s", "total_s")
 _BYTES: Final = ("uplink_bytes", "downlink_bytes")
 
 
@@ -27,17 +28,21 @@ class _Term:
     measured: list[float] = field(default_factory=list)
 
     def summary(self) -> dict[str, Any]:
-        """Medians, and the error relative to what was measured: its median and its 90th percentile, None for zeros."""
+        """Medians; the error relative to what was measured, its median and its 90th percentile; and the bias, the mean
+        of ``ln(measured / predicted)``, which is above 0 where things take longer than predicted. None for zeros.
+        """
         from statistics import median
 
-        pairs = zip(self.predicted, self.measured, strict=True)
+        pairs = list(zip(self.predicted, self.measured, strict=True))
         errors = sorted(abs(p - m) / abs(m) for p, m in pairs if m)
+        ratios = [math.log(m / p) for p, m in pairs if p > 0.0 and m > 0.0]
         return {
             "replies": len(self.measured),
             "predicted": median(self.predicted),
             "measured": median(self.measured),
             "error": median(errors) if errors else None,
             "error_p90": errors[min(len(errors) - 1, int(0.9 * len(errors)))] if errors else None,
+            "bias": sum(ratios) / len(ratios) if ratios else None,
         }
 
 
@@ -47,6 +52,7 @@ class _Report:
     comparable: int = 0
     different: list[str] = field(default_factory=list)
     terms: dict[str, _Term] = field(default_factory=dict)
+    arms: dict[str, dict[str, _Term]] = field(default_factory=dict)  # of the times a user sees, by arm
 
     def take(self, number: int, line: dict[str, Any]) -> None:
         """One line of the log."""
@@ -58,9 +64,12 @@ class _Report:
             return
         self.comparable += 1
         for name in line["predicted"].keys() & line["measured"].keys():
-            term = self.terms.setdefault(name, _Term())
-            term.predicted.append(float(line["predicted"][name]))
-            term.measured.append(float(line["measured"][name]))
+            kept = [self.terms.setdefault(name, _Term())]
+            if name in _SEEN and difference is None:
+                kept.append(self.arms.setdefault(_arm(line["decision"]), {}).setdefault(name, _Term()))
+            for term in kept:
+                term.predicted.append(float(line["predicted"][name]))
+                term.measured.append(float(line["measured"][name]))
 
 
 def replay(
@@ -75,6 +84,7 @@ def replay(
     if not report.decisions:
         raise InputError(f"{file} holds no decision", "name a file that --decision-log wrote")
     terms = {name: report.terms[name].summary() for name in sorted(report.terms, key=_order)}
+    arms = {arm: {name: of[name].summary() for name in _SEEN if name in of} for arm, of in sorted(report.arms.items())}
     if as_json:
         document = {
             "decisions": report.decisions,
@@ -82,6 +92,7 @@ def replay(
             "different": report.different,
             "comparable": report.comparable,
             "terms": terms,
+            "arms": arms,
         }
         print(json.dumps(document), flush=True)
     else:
@@ -92,6 +103,8 @@ def replay(
         if terms:
             print()
             print(_table(terms), flush=True)
+        for arm, of in arms.items():
+            print(f"\nwhere the arm was {arm}\n{_table(of)}", flush=True)
     if report.different:
         raise InputError(
             f"{len(report.different)} of {report.decisions} decisions do not come out the same",
@@ -123,6 +136,15 @@ def _difference(recorded: str) -> str | None:
     return None
 
 
+def _arm(recorded: str) -> str:
+    """Of a decision that came out the same."""
+    from splitglm_core.plan import SplitPlan
+    from splitglm_partitioner.typed_json import read
+
+    plan = read(SplitPlan, json.loads(recorded)["plan"], "plan")
+    return str(plan.arm.value)
+
+
 def _same_value(before: object, now: float) -> bool:
     """But for rounding: processors add up the terms of a price in different orders."""
     from splitglm_partitioner.decision import TIE_RELATIVE
@@ -137,14 +159,15 @@ def _reason(why: object) -> list[str]:
 
 def _order(term: str) -> tuple[bool, str]:
     """What a user waits for first, then the parts of it."""
-    return term not in ("ttft_s", "per_token_s", "total_s"), term
+    return term not in _SEEN, term
 
 
 def _table(terms: dict[str, dict[str, Any]]) -> str:
-    rows = [("term", "replies", "predicted", "measured", "error", "p90")]
+    rows = [("term", "replies", "predicted", "measured", "error", "p90", "bias")]
     for name, of in terms.items():
         shown = (_amount(name, of["predicted"]), _amount(name, of["measured"]), _share(of["error"]))
-        rows.append((name.removesuffix("_s"), str(of["replies"]), *shown, _share(of["error_p90"])))
+        errors = (_share(of["error_p90"]), "-" if of["bias"] is None else f"{of['bias']:+.3f}")
+        rows.append((name.removesuffix("_s"), str(of["replies"]), *shown, *errors))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 

@@ -32,6 +32,8 @@ def test_a_log_replays_to_the_same_decisions_and_tells_every_terms_error(splitgl
     assert document["different"] == []
     assert document["terms"]["ttft_s"]["replies"] == 3 and document["terms"]["queue_s"]["replies"] >= 1
     assert all(term["measured"] >= 0.0 and term["error"] is not None for term in (document["terms"]["total_s"],))
+    assert sum(of["ttft_s"]["replies"] for of in document["arms"].values()) == 3
+    assert all(of["ttft_s"]["bias"] is not None for of in document["arms"].values())
     words = splitglm("replay", str(log))
     assert words.code == 0 and words.out.startswith("3 of 3 decisions come out the same")
     assert "\nttft " in words.out and "\nback " in words.out
