@@ -60,6 +60,11 @@ class Caches:
         """A reply begins: its sums start from here."""
         self._lost, self._at_start = Sums(), self._now()
 
+    def rest(self) -> None:
+        """The reply ended."""
+        if self.remote is not None:
+            self.remote.rest()
+
     def decoder_for(self, plan: SplitPlan, cloud: Cloud | None) -> Decoder:
         """The decoder of this plan: the kept one when its caches serve the plan, else a new one."""
         kept = self.decoder

@@ -17,7 +17,7 @@ from splitglm_core.errors import InputError, LinkError, ProtocolError
 from splitglm_edge.advice import Listener
 from splitglm_edge.link import CloudLink
 from splitglm_edge.timeouts import Timeouts
-from splitglm_edge.watching import StepWatch
+from splitglm_edge.watching import StepWatch, Traffic
 from splitglm_partitioner.link_estimator import PROBE_BYTES, Probing
 from splitglm_partitioner.observations import CloudHint, Direction, RoundTrip, Transfer
 from splitglm_partitioner.profiles import CloudProfile
@@ -70,6 +70,7 @@ class CloudConnection:
         self._refused: tuple[float, LinkError] | None = None
         self._closed = False
         self._advice = advice
+        self._traffic = Traffic()
         self._max_context = 0
 
     @property
@@ -150,7 +151,7 @@ class CloudConnection:
     def watch(self) -> StepWatch:
         """Learns from a session's steps and their answers."""
         advice = self._advice
-        return StepWatch(advice.observe, advice.link, lambda: advice.profile)
+        return StepWatch(advice.observe, advice.link, lambda: advice.profile, self._traffic)
 
     def _ask(self, link: CloudLink, wanted: Probing) -> None:
         idle_s = link.idle_s()

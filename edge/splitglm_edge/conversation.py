@@ -75,6 +75,7 @@ class Conversation:
 
     def release(self) -> None:
         """The reply that claimed this conversation ended, however."""
+        self._caches.rest()
         with self._lock:
             self._close_reply = None
 

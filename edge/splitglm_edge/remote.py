@@ -204,8 +204,14 @@ class RemoteSession:
             raise Unresponsive(late.what, late.hint) from None
         self._take(received)
 
+    def rest(self) -> None:
+        """The reply ended: what may still be answered is nobody's measure, and in no other session's way for long."""
+        if self._watch is not None:
+            self._watch.forget()
+
     def close(self) -> None:
         """Free the session in the cloud; harmless when the link is gone."""
+        self.rest()
         try:
             self._link.send(self._machine.close())
         except SplitGlmError:

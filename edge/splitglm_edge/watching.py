@@ -7,19 +7,25 @@ the wire. That is sound only where nothing but the link was in the way, so a ste
 
 * it has ``MIN_TRANSFER_BYTES`` at least, and its answer a sixteenth of that at most: the way down is not measured;
 * it was sent while nothing else of its conversation was open, or it is known when the step before it had left;
+* no other conversation of this device had a step on its way then: bytes leave in the order in which they were handed
+  over, so it would have waited for that one's;
 * it did not wait in the cloud for the step before it: their answers lie further apart than the cloud's own times;
 * it took longer than twice RTTVAR and 50 ms: of less, what else takes time on both sides would be too large a part.
 
 **Round trip, passively.** A small step that was sent while nothing else was open, less the cloud's own times, the
 overhead and its bytes at the estimated rate, is a round trip; so during a reply no ping is needed. Where the
 cloud goes on by itself, that is the first token. A step after a rest shows what waking the radio costs.
+
+**Cloud.** What an answer says of its step is told with whether anything else of this device was open there.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
+from weakref import WeakSet
 
 from splitglm_core.plan import SplitPlan
 from splitglm_partitioner.device_pace import predicted_s
@@ -40,10 +46,34 @@ _RTT_SHARE: Final = 0.25
 
 @dataclass(slots=True)
 class _Sent:
+    """``alone``: in its session; ``way_free``, ``cloud_free``: as in ``Traffic.free``; ``begun``: an answer came."""
+
     step: Step
     at_s: float
     idle_s: float
     alone: bool
+    way_free: bool = False
+    cloud_free: bool = False
+    begun: bool = False
+
+
+class Traffic:
+    """The watches of one connection, so that each knows whether another's steps are in its way. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._watches: WeakSet[StepWatch] = WeakSet()
+
+    def add(self, watch: StepWatch) -> None:
+        """It is forgotten when nobody else holds it."""
+        with self._lock:
+            self._watches.add(watch)
+
+    def free(self, watch: StepWatch) -> tuple[bool, bool]:
+        """Whether no other watch has a step that may be on its way, and none that may be in the cloud."""
+        with self._lock:
+            others = [other for other in self._watches if other is not watch]
+        return not any(other.sending for other in others), not any(other.waiting for other in others)
 
 
 class StepWatch:
@@ -53,6 +83,7 @@ class StepWatch:
         observe: told what was seen.
         link: the link as estimated now.
         profile: the cloud's own figures, None before they are known.
+        traffic: the other sessions of the same connection.
     """
 
     def __init__(
@@ -60,7 +91,10 @@ class StepWatch:
         observe: Callable[[Observation], None],
         link: Callable[[], LinkEstimate],
         profile: Callable[[], CloudProfile | None],
+        traffic: Traffic,
     ) -> None:
+        self._traffic = traffic
+        traffic.add(self)
         self._observe = observe
         self._link = link
         self._profile = profile
@@ -69,13 +103,23 @@ class StepWatch:
         self._answered_s: float | None = None  # when the newest answer came
         self._left_s: float | None = None  # when the step that it answers had left this device; None: not known
 
+    @property
+    def waiting(self) -> bool:
+        """A step of this session is not answered to its end. Any thread may ask."""
+        return bool(self._sent)
+
+    @property
+    def sending(self) -> bool:
+        """A step of this session is not answered at all, so that its bytes may be on their way. Any thread may ask."""
+        return any(not sent.begun for sent in tuple(self._sent.values()))
+
     def begin(self, plan: SplitPlan) -> None:
         """A reply begins."""
         self._plan = plan
         self.forget()
 
     def forget(self) -> None:
-        """What is open is sent again: when it was first sent says nothing any more."""
+        """What is open is sent again, or nobody waits for it: when it was sent says nothing any more."""
         self._sent.clear()
         self._answered_s = self._left_s = None
 
@@ -86,13 +130,15 @@ class StepWatch:
             idle_s: how long the connection had carried nothing before.
             alone: no other step of this session was open then.
         """
-        self._sent[ticket] = _Sent(step, at_s, idle_s, alone)
+        sent = self._sent[ticket] = _Sent(step, at_s, idle_s, alone)
+        sent.way_free, sent.cloud_free = self._traffic.free(self)  # of two at once each sees the other
 
     def token(self, event: TokenArrived, at_s: float) -> None:
         """A token came: the cloud's times of the rows, or of the token before it, are in it."""
         sent = self._sent.get(event.ticket)
         if sent is None:
             return
+        sent.begun = True
         step = sent.step
         rows, context = (step.rows, step.base) if event.index == 0 else (1, step.base + step.rows + event.index - 1)
         self._computed(sent, rows, context, event.queue_s, event.sweep_s, event.compute_s, at_s)
@@ -121,7 +167,7 @@ class StepWatch:
         size = len(step.payload)
         if size >= MIN_TRANSFER_BYTES:
             began_s = sent.at_s if sent.alone else None if left_before_s is None else max(sent.at_s, left_before_s)
-            if began_s is not None and _reply_bytes(step) <= _SMALL_REPLY * size:
+            if sent.way_free and began_s is not None and _reply_bytes(step) <= _SMALL_REPLY * size:
                 self._uploaded(sent, size, left_s - began_s, at_s, link)
         else:
             self._came_back(sent, at_s - sent.at_s - cloud_s, at_s, link)
@@ -130,7 +176,7 @@ class StepWatch:
         """A small step's answer came ``seconds`` after it was sent, the cloud's own times taken off."""
         upload_s = len(sent.step.payload) / link.uplink_bytes_per_s
         trip_s = seconds - link.overhead_s - upload_s
-        if sent.alone and upload_s <= _RTT_SHARE * link.rtt_s and trip_s > 0.0:
+        if sent.alone and sent.way_free and upload_s <= _RTT_SHARE * link.rtt_s and trip_s > 0.0:
             self._observe(RoundTrip(at_s=at_s, seconds=trip_s, idle_s=sent.idle_s))
 
     def _uploaded(self, sent: _Sent, size: int, seconds: float, at_s: float, link: LinkEstimate) -> None:
@@ -156,7 +202,7 @@ class StepWatch:
                 queue_s=queue_s,
                 sweep_s=sweep_s,
                 compute_s=share * compute_s,
-                alone=sent.alone,
+                alone=sent.alone and sent.cloud_free,
             )
         )
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from splitglm_core.plan import Arm, Codec, HeadSide, SplitPlan
 from splitglm_edge import Agent, Generation
-from splitglm_edge.watching import StepWatch
+from splitglm_edge.watching import StepWatch, Traffic
 from splitglm_partitioner.link_estimator import ORDINARY_LINK
 from splitglm_partitioner.observations import CloudStep, Direction, Observation, RoundTrip, Transfer
 from splitglm_partitioner.profiles import CloudProfile
@@ -35,7 +35,7 @@ class World:
     seen: list[Observation] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.watch = StepWatch(self.seen.append, lambda: LINK, lambda: None)
+        self.watch = StepWatch(self.seen.append, lambda: LINK, lambda: None, Traffic())
         self.watch.begin(PLAN)
 
     def run(self, sizes: list[int], *, every_s: float = 0.0, reply: Reply = Reply.ACK) -> None:
@@ -120,7 +120,7 @@ def test_the_head_is_not_taken_for_layers(agent: Agent) -> None:
     """A pass as long as the profile says is told with the layers' part of it."""
     profile: CloudProfile = agent.link()[1]
     seen: list[Observation] = []
-    watch = StepWatch(seen.append, lambda: LINK, lambda: profile)
+    watch = StepWatch(seen.append, lambda: LINK, lambda: profile, Traffic())
     watch.begin(SplitPlan.cloud_only(4))
     step = Step(
         handle=1, fence=1, seq=1, base=0, rows_kind=Rows.IDS, rows=1, reply=Reply.TOKEN, generate=3, payload=bytes(4)
@@ -148,6 +148,62 @@ def test_what_is_sent_again_is_not_timed() -> None:
     world.watch.forget()
     world.watch.done(StepDone(1, 16, 0, 0.0, 0.0, 0.1), 9.0)
     assert world.seen == []
+
+
+def one_step(size: int, *, reply: Reply = Reply.ACK, generate: int = 0) -> Step:
+    return Step(
+        handle=1, fence=1, seq=1, base=0, rows_kind=Rows.HIDDEN, rows=1, reply=reply, generate=generate,
+        payload=bytes(size),
+    )  # fmt: skip
+
+
+def test_a_step_behind_another_conversations_upload_tells_nothing_of_the_link() -> None:
+    """A token's step that waits for the 512 KiB before it is no round trip of half a second."""
+    seen: list[Observation] = []
+    traffic = Traffic()
+    first, second = (StepWatch(seen.append, lambda: LINK, lambda: None, traffic) for _ in range(2))
+    for watch in (first, second):
+        watch.begin(PLAN)
+    first.sent(1, one_step(512 << 10), at_s=0.0, idle_s=0.0, alone=True)
+    second.sent(1, one_step(1000), at_s=0.001, idle_s=0.0, alone=True)
+    second.done(StepDone(1, 1, 0, 0.0, 0.0, 0.005), 0.6)
+    assert [type(it) for it in seen] == [CloudStep] and not seen[0].alone  # type: ignore[union-attr]
+    first.done(StepDone(1, 1, 0, 0.0, 0.0, 0.005), 0.6)
+    assert any(isinstance(it, Transfer) for it in seen), "the upload itself was first and is timed"
+    seen.clear()
+    second.sent(2, one_step(1000), at_s=1.0, idle_s=0.4, alone=True)
+    second.done(StepDone(2, 2, 0, 0.0, 0.0, 0.005), 1.05)
+    assert any(isinstance(it, RoundTrip) for it in seen), "with nothing in its way it tells the round trip"
+
+
+def test_another_conversations_generation_is_in_the_cloud_but_not_on_the_link() -> None:
+    seen: list[Observation] = []
+    traffic = Traffic()
+    first, second = (StepWatch(seen.append, lambda: LINK, lambda: None, traffic) for _ in range(2))
+    for watch in (first, second):
+        watch.begin(PLAN)
+    first.sent(1, one_step(400, reply=Reply.TOKEN, generate=9), at_s=0.0, idle_s=0.0, alone=True)
+    first.token(TokenArrived(1, 0, 7, 0.0, 0.0, 0.005), 0.05)
+    seen.clear()
+    second.sent(1, one_step(1000), at_s=0.06, idle_s=0.0, alone=True)
+    second.done(StepDone(1, 1, 0, 0.0, 0.0, 0.005), 0.11)
+    assert {type(it) for it in seen} == {CloudStep, RoundTrip}
+    assert all(not it.alone for it in seen if isinstance(it, CloudStep))
+    first.forget()  # the reader left: what is still generated is in nobody's way
+    seen.clear()
+    second.sent(2, one_step(1000), at_s=0.2, idle_s=0.0, alone=True)
+    second.done(StepDone(2, 2, 0, 0.0, 0.0, 0.005), 0.25)
+    assert all(it.alone for it in seen if isinstance(it, CloudStep))
+
+
+def test_a_reply_that_was_left_is_in_no_other_ones_way(agent: Agent, ask: Callable[..., Generation]) -> None:
+    talk = agent.new_conversation()
+    generation = ask(agent, "cloud", conversation=talk)
+    next(generation)
+    assert talk.remote is not None and talk.remote._watch is not None and talk.remote._watch.waiting
+    generation.close()
+    assert not talk.remote._watch.waiting
+    agent.end_conversation(talk)
 
 
 @pytest.mark.parametrize("rate", [1e5, 3e5])
