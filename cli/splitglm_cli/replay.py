@@ -16,7 +16,7 @@ from splitglm_core.errors import InputError, NoFeasiblePlan
 
 _SHOWN: Final = 10
 """Decisions that differ, in words; all are in the JSON document."""
-_SEEN: Final = ("ttft_s", "per_token_s", "total_s")
+_SEEN: Final[tuple[str, ...]] = ("ttft_s", "per_token_s", "total_s")
 _BYTES: Final = ("uplink_bytes", "downlink_bytes")
 
 
