@@ -54,13 +54,17 @@ def profile_of(checkpoint: Checkpoint, stack: LayerStack, store: ModelStore, thr
 
 
 def load_profile(path: Path) -> DeviceProfile | None:
-    """A stored profile with the memory that is free now, or None when there is none that can be used."""
+    """A stored profile with the memory that is free now, or None when there is none that can be used.
+
+    One of an older release, which did not measure all that is measured today, is none.
+    """
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         raw["memory_bytes_free"] = psutil.virtual_memory().available
-        return DeviceProfile.from_json(json.dumps(raw))
+        profile = DeviceProfile.from_json(json.dumps(raw))
     except (OSError, ValueError, TypeError, InputError):
         return None
+    return None if profile.active.times.prefill_s_per_token_per_1k_context is None else profile
 
 
 def measure_device(
@@ -94,6 +98,7 @@ def measure_device(
             PrefillPoint(chunk_tokens=chunk, s_per_token=(value,) * shape.layers)
             for chunk, value in seconds.prefill_s_per_token.items()
         ),
+        prefill_s_per_token_per_1k_context=seconds.prefill_s_per_token_per_1k_context,
     )
     here = PrecisionProfile(
         precision=stack.precision,

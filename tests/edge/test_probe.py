@@ -35,6 +35,8 @@ def test_a_measurement_knows_every_layer_and_codec_and_unloads_what_it_loaded(mo
     assert profile.layers == profile.max_layers == len(here.times.decode_s) == 4
     assert here.precision is profile.precision is Precision.FP32
     assert all(seconds > 0 for seconds in here.times.decode_s) and here.head_s > 0 and here.embed_s > 0
+    growth = here.times.prefill_s_per_token_per_1k_context
+    assert growth is not None and growth >= 0.0
     assert {time.codec for time in profile.codecs} == set(Codec)
     assert all(time.s_per_token > 0 for time in profile.codecs)
     assert profile.memory_bytes_free > 1 << 20 and profile.power is None
@@ -60,6 +62,15 @@ def test_a_profile_of_an_older_release_is_measured_again(agent: Agent, tmp_path:
     save_profile(agent.profile, path)
     raw = json.loads(path.read_text())
     del raw["seal_s_per_byte"]
+    path.write_text(json.dumps(raw))
+    assert load_profile(path) is None
+
+
+def test_a_profile_without_the_growth_of_prefill_is_measured_again(agent: Agent, tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    save_profile(agent.profile, path)
+    raw = json.loads(path.read_text())
+    raw["precisions"][0]["times"]["prefill_s_per_token_per_1k_context"] = None
     path.write_text(json.dumps(raw))
     assert load_profile(path) is None
 

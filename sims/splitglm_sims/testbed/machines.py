@@ -15,7 +15,6 @@ from statistics import median
 from splitglm_core.plan import Arm, Codec
 from splitglm_partitioner.arms import make_plan
 from splitglm_partitioner.lanes import lane_of
-from splitglm_partitioner.layer_times import LayerTimes
 from splitglm_partitioner.profiles import CloudProfile, DeviceProfile
 from splitglm_sims.testbed.bed import Run, Testbed, job_of
 from splitglm_sims.testbed.work import DEVICE_STAGES, profiled_work, real_work
@@ -25,8 +24,7 @@ from splitglm_sims.world.scene import LinkScene
 _RATE_BYTES_PER_S = 125e6
 _RTT_S = 0.04
 _CHUNK = 128
-_SHORT, _LONG = _CHUNK, 3 * _CHUNK  # prompts: of one chunk, and of several that meet a context
-_PROMPT_TOKENS = 8
+_PROMPT_TOKENS, _LONG_PROMPT_TOKENS = 8, _CHUNK
 _FEW, _MANY = 2, 26
 
 
@@ -35,8 +33,7 @@ class Machines:
     """Real machines in the simulator's terms, and what it has no term for.
 
     Attributes:
-        device, cloud: profiles; the cloud's is the one of its manifest. Where a profile does not say how prefill grows
-            with the context before it, that was measured on real prompts.
+        device, cloud: profiles; the cloud's is the one of its manifest.
         device_pace, cloud_pace: how many times longer than profiled they compute in real replies.
         overhead_s: per exchange, what is neither model nor link nor sealing; the emulator's own lateness is part of it.
         step_queue_s: what the cloud says that a step of a session alone waits, for a place and for the sweep.
@@ -74,8 +71,7 @@ def measure_machines(bed: Testbed, *, repetitions: int = 5) -> Machines:
         for arm in (Arm.DEVICE, Arm.SPLIT, Arm.CLOUD)
     }
     asked = [(arm, _PROMPT_TOKENS, tokens) for arm in plans for tokens in (1, _FEW, _MANY)]
-    asked += [(arm, _SHORT, _MANY) for arm in plans]
-    asked += [(arm, prompt, 1) for arm in (Arm.DEVICE, Arm.CLOUD) for prompt in (_SHORT, _LONG)]
+    asked += [(arm, _LONG_PROMPT_TOKENS, _MANY) for arm in plans]
     runs: dict[tuple[Arm, int, int], list[Run]] = {key: [] for key in asked}
     for repetition in range(repetitions + 1):
         for (arm, prompt, tokens), kept in runs.items():
@@ -84,15 +80,12 @@ def measure_machines(bed: Testbed, *, repetitions: int = 5) -> Machines:
                 kept.append(run)
     # As in its manifest: what it is at its present load is measured here.
     device, cloud = agent.profile, replace(agent.link()[1], queue_s=0.0, sweep_s=0.0, slowdown=1.0)
-    fronts = [median(real_work(run).device_s for run in runs[Arm.DEVICE, prompt, 1]) for prompt in (_SHORT, _LONG)]
-    backs = [median(real_work(run).cloud_s for run in runs[Arm.CLOUD, prompt, 1]) for prompt in (_SHORT, _LONG)]
-    here = replace(device.active, times=_with_growth(device.active.times, fronts, device.active.head_s))
-    device = replace(device, precisions=tuple(here if p.precision is here.precision else p for p in device.precisions))
-    cloud = replace(cloud, times=_with_growth(cloud.times, backs, cloud.head_s or 0.0))
 
     def paces(arm: Arm, place: str) -> list[float]:
-        profiled = profiled_work(model, device, cloud, plans[arm], job_of(_SHORT, _MANY))
-        return [getattr(real_work(run), place) / getattr(profiled, place) for run in runs[arm, _SHORT, _MANY]]
+        profiled = profiled_work(model, device, cloud, plans[arm], job_of(_LONG_PROMPT_TOKENS, _MANY))
+        return [
+            getattr(real_work(run), place) / getattr(profiled, place) for run in runs[arm, _LONG_PROMPT_TOKENS, _MANY]
+        ]
 
     start_s = median(map(_unexplained_s, runs[Arm.DEVICE, _PROMPT_TOKENS, 1]))
     few, many = ({arm: runs[arm, _PROMPT_TOKENS, tokens] for arm in plans} for tokens in (_FEW, _MANY))
@@ -117,19 +110,6 @@ def measure_machines(bed: Testbed, *, repetitions: int = 5) -> Machines:
         frame_up_bytes=up_bytes - lane.up_row,
         frame_down_bytes=down_bytes - lane.down_row,
     )
-
-
-def _with_growth(times: LayerTimes, prompt_s: list[float], head_s: float) -> LayerTimes:
-    """``times`` with the growth of prefill over context, from the seconds of a prompt of one chunk and of several.
-
-    Had context cost nothing, the long prompt would take as long as its chunks alone; the head runs once in each.
-    """
-    if times.prefill_s_per_token_per_1k_context is not None:
-        return times
-    chunks = _LONG // _CHUNK
-    extra_s = prompt_s[1] - head_s - chunks * (prompt_s[0] - head_s)
-    met = sum(_CHUNK * _CHUNK * before for before in range(chunks)) / 1000  # tokens times thousands of context
-    return replace(times, prefill_s_per_token_per_1k_context=max(0.0, extra_s / met / times.layers))
 
 
 def _growth(few: list[float] | list[int], many: list[float] | list[int]) -> float:
