@@ -36,13 +36,13 @@ _PLACES: Final = {
 
 
 class Account(NamedTuple):
-    """A reply that ended, however. ``replanned``: it began under another decision than this last one."""
+    """A reply that ended, however. ``began``: its first decision, another one where it was planned anew."""
 
     decision: Decision
     stats: Stats
     meter: Meter
     sums: Sums
-    replanned: bool
+    began: Decision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +108,7 @@ class Predictions:
         predicted = predicted_terms(cost, outcome.new_tokens, expected)
         both = measured.keys() & predicted.keys()
         slow = decision.plan.arm is Arm.CLOUD and meter.paused_s > MOST_PAUSE_SHARE * outcome.total_s
-        comparable = stats.finish in ("stop", "length") and not account.replanned and not slow
+        comparable = stats.finish in ("stop", "length") and account.began is decision and not slow
         prediction = Prediction(
             at_s=time.time(),
             decision=decision,
@@ -120,20 +120,22 @@ class Predictions:
         )
         with self._lock:
             self._ring.append(prediction)
-        if comparable:
-            self._advice.ended(
-                decision,
-                ReplyEnded(
-                    at_s=self._advice.now_s(),
-                    plan=decision.plan,
-                    genre=genre,
-                    max_new_tokens=max_new_tokens,
-                    # What a cloud states adds up beyond it, and an answer that is there must not fail for that.
-                    predicted_ttft_s=min(cost.ttft_s, MAX_SECONDS),
-                    predicted_per_token_s=min(cost.per_token_s, MAX_SECONDS),
-                    outcome=outcome,
-                ),
-            )
+        # Also of one that failed or was left: an exploration that ended so has its price too.
+        began = account.began
+        self._advice.ended(
+            began,
+            ReplyEnded(
+                at_s=self._advice.now_s(),
+                plan=began.plan,
+                genre=genre,
+                max_new_tokens=max_new_tokens,
+                # What a cloud states adds up beyond it, and an answer that is there must not fail for that.
+                predicted_ttft_s=min(began.breakdown.ttft_s, MAX_SECONDS),
+                predicted_per_token_s=min(began.breakdown.per_token_s, MAX_SECONDS),
+                outcome=outcome,
+                comparable=comparable,
+            ),
+        )
         if self._log is not None:
             self._log.append(prediction.line())
 

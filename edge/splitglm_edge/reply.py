@@ -125,6 +125,7 @@ class ReplyUnderWay:
                 self._on_end()
 
     def _generate(self, prepared: Prepared) -> Iterator[str]:
+        began = prepared.decision
         try:
             while True:
                 try:
@@ -149,8 +150,8 @@ class ReplyUnderWay:
         finally:
             self.stats = self._account(prepared)
             if self._on_account is not None:
-                sums, replanned = self._conversation.sums, bool(self._fallbacks)
-                self._on_account(Account(prepared.decision, self.stats, self._meter, sums, replanned))
+                sums = self._conversation.sums
+                self._on_account(Account(prepared.decision, self.stats, self._meter, sums, began))
 
     def _attempt(self, prepared: Prepared) -> Iterator[str]:
         """Generate under one plan until the reply ends; what was generated before counts as prompt."""

@@ -15,10 +15,13 @@ import pytest
 from running_cloud import RunningCloud, open_agent
 
 from splitglm_core.errors import DeviceError, InputError
+from splitglm_core.plan import Arm
 from splitglm_edge import Agent, Generation
 from splitglm_edge.decision_log import DecisionLog, read_lines
+from splitglm_edge.faults import SessionLost
 from splitglm_edge.predictions import KEPT
 from splitglm_partitioner.bounds import MAX_SECONDS
+from splitglm_partitioner.decision import Decision
 from splitglm_partitioner.decision_log import replay
 from splitglm_partitioner.layer_times import LayerTimes
 from splitglm_partitioner.observations import ReplyEnded
@@ -62,12 +65,40 @@ def test_a_reply_teaches_what_answers_of_its_genre_are_like(
 def test_a_reply_that_was_stopped_or_replanned_teaches_nothing(
     agent: Agent, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(agent._advice, "ended", lambda *_: pytest.fail("told"))
+    told: list[tuple[Decision, ReplyEnded]] = []
+    monkeypatch.setattr(agent._advice, "ended", lambda *it: told.append(it))
     generation = ask(agent, "device")
     next(generation)
     generation.close()
     newest = agent.predictions()[-1]
     assert (newest.finish, newest.comparable) == ("cancelled", False) and newest.measured["ttft_s"] > 0.0
+    lost, then = ask(agent, "split"), ask(agent, "device")._reply._prepare
+    first = lost._reply._prepare
+    monkeypatch.setattr(
+        lost._reply,
+        "_prepare",
+        lambda done, left_s, *, use_cloud: (then if done else first)(
+            done, left_s, use_cloud=False if done else use_cloud
+        ),
+    )
+    while len(lost.token_ids) < 3:
+        next(lost)
+    talk = lost._reply._conversation
+    began, remote = talk.decoder, talk.remote
+    assert began is not None and remote is not None
+    with monkeypatch.context() as patch:
+        for name in ("wait", "poll"):
+            patch.setattr(type(remote), name, _lost)
+        lost.result()
+    newest = agent.predictions()[-1]
+    assert newest.decision.plan.arm is Arm.DEVICE and not newest.comparable
+    assert [it.comparable for _, it in told] == [False, False]
+    assert told[1][0].plan == told[1][1].plan == began.plan, "what the plan that failed cost is its own"
+    assert told[1][1].outcome.new_tokens == 40
+
+
+def _lost(_self: object) -> None:
+    raise SessionLost("lost for the test")
 
 
 def test_an_answer_does_not_fail_for_what_a_cloud_states_of_itself(
