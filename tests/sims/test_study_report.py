@@ -22,7 +22,7 @@ from splitglm_sims.study.config import LoadedStudy, Role, StrategyEntry
 from splitglm_sims.study.goals import FIXED, GUARD, REGRET, Verdict, verdicts
 from splitglm_sims.study.report import Section, to_json, write_report
 from splitglm_sims.study.run import run_study
-from splitglm_sims.study.store import Cell
+from splitglm_sims.study.store import Cell, Results
 from splitglm_sims.study.summary import summarise
 from splitglm_sims.study.tables import choices, facts, goals, number, relative_cost, strategies, times
 
@@ -151,6 +151,12 @@ def test_tables_say_who_took_part_and_what_was_run(section: Section) -> None:
     said = dict(facts(section.results).rows)
     assert said["seeds"] == "1, 2" and said["configuration"] == section.results.config.digest
     assert said["classes for reporting"] == "lte-driving, wifi-poor" and said["classes for tuning"] == "none"
+    assert said["cloud"].startswith("cpu-2core: ") and "measured: " in said["cloud"]
+    assert said["conditions"] == "cloud load (assumed course), device jitter 0.05 (assumed)"
+    assert said["drafters"] == said["deadlines"] == "none"
+    drafting = replace(section.results.config, drafters=("lookup", "cloud-mtp"))
+    said = dict(facts(Results(section.results.folder, drafting, section.results.made_by)).rows)
+    assert "lookup, cloud-mtp; acceptance: " in said["drafters"] and "as published" in said["drafters"]
     rows = {row[0]: row for row in strategies(section.results.config).rows}
     assert rows["u-shape"][1] == "judged" and "arm=ushape" in rows["u-shape"][2]
     cost = relative_cost(section.groups)

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from splitglm_core.errors import InputError
 from splitglm_sims.links.fitted import Use, link_class
+from splitglm_sims.presets.machines import CLOUDS, DEVICES, CloudPreset, DevicePreset
+from splitglm_sims.presets.shelf import Shelf
+from splitglm_sims.strategies import cloud_mtp
 from splitglm_sims.strategies.registry import registered, strategy_names
 from splitglm_sims.study.columns import ARMS
 from splitglm_sims.study.config import LinkEntry, Role, StrategyEntry, StudyConfig
@@ -16,6 +19,7 @@ from splitglm_sims.study.regret import versus
 from splitglm_sims.study.statistics import Interval, PredictionError
 from splitglm_sims.study.store import Results, privacy_word
 from splitglm_sims.study.summary import Group, Spread, StrategySummary
+from splitglm_sims.workloads.acceptance import acceptance_table
 
 NONE = "–"
 
@@ -41,15 +45,44 @@ def facts(results: Results) -> Table:
         ("versions", ", ".join(f"{version.name} {version.version}" for version in made_by.versions)),
         ("seeds", ", ".join(map(str, config.seeds))),
         ("each world", f"{world}{crowd}"),
-        ("device, cloud", f"{config.device}, {config.cloud}"),
+        ("device", _preset(config.device, DEVICES)),
+        ("cloud", _preset(config.cloud, CLOUDS)),
+        ("conditions", _conditions(config)),
+        ("drafters", _drafters(config.drafters)),
         ("workloads", ", ".join(config.workloads)),
         ("privacy", ", ".join(privacy.value for privacy in config.privacy) or "of each request"),
+        ("deadlines", "of each request" if config.deadlines else "none"),
         ("objective", " + ".join(f"{weight:g} x {name}" for name, weight in weights.items() if weight)),
         ("classes for reporting", ", ".join(of_use(config.links, Use.REPORT)) or "none"),
         ("classes for tuning", ", ".join(of_use(config.links, Use.TUNE)) or "none"),
         *((f"file {file.path}", file.sha256) for file in made_by.files),
     ]
     return Table(caption="What was run", header=("what", "value"), rows=tuple(rows))
+
+
+def _preset(name: str, shelf: Shelf[DevicePreset] | Shelf[CloudPreset]) -> str:
+    """What a machine is and how far its figures can be trusted."""
+    if name not in shelf.names():
+        return f"{name}: a file of one's own"
+    preset = shelf.load(name)
+    return f"{name}: {preset.about}; {preset.basis.value}: {preset.source}"
+
+
+def _conditions(config: StudyConfig) -> str:
+    """What makes the worlds less than ideal; the courses behind it are assumed."""
+    given = config.conditions
+    spells = {"heat": given.heat, "background load": given.background, "cloud load": given.cloud_load}
+    words = [f"{name} (assumed course)" for name, holds in spells.items() if holds]
+    jitters = {"device": given.device_jitter, "cloud": given.cloud_jitter}
+    words += [f"{name} jitter {sigma:g} (assumed)" for name, sigma in jitters.items() if sigma]
+    return ", ".join(words) or "none"
+
+
+def _drafters(names: Sequence[str]) -> str:
+    """Who drafts, and where the chances of drafts come from."""
+    sources = [f"acceptance: {acceptance_table().source}"] if set(names) - {cloud_mtp.NAME} else []
+    sources += [f"{cloud_mtp.NAME}: not measured here, as published"] if cloud_mtp.NAME in names else []
+    return "; ".join([", ".join(names) or "none", *sources])
 
 
 def of_use(links: Sequence[LinkEntry], use: Use) -> tuple[str, ...]:
