@@ -82,12 +82,13 @@ def shallow_plans(draw: st.DrawFn) -> SplitPlan:
     return replace(draw(st.sampled_from(made)), chunk_tokens=chunk)
 
 
+growths = st.none() | st.floats(0.0, 3.0)
 worlds = st.builds(
-    lambda up, down, rtt_s, prompt, new, device_s, cloud_s: scene(
+    lambda up, down, rtt_s, prompt, new, device_s, cloud_s, device_growth, cloud_growth: scene(
         link=link_scene(up=up, down=down, rtt_s=rtt_s),
         jobs=jobs(1, prompt=prompt, new=new),
-        device=DeviceScene(profile=device_profile(device_s)),
-        cloud=CloudScene(profile=cloud_profile(cloud_s)),
+        device=DeviceScene(profile=device_profile(device_s, growth=device_growth)),
+        cloud=CloudScene(profile=cloud_profile(cloud_s, growth=cloud_growth)),
     ),
     up=st.floats(1e5, 2e7),
     down=st.floats(1e5, 5e7),
@@ -96,6 +97,8 @@ worlds = st.builds(
     new=st.integers(2, 60),
     device_s=st.floats(5e-4, 2e-2),
     cloud_s=st.floats(5e-5, 1e-3),
+    device_growth=growths,
+    cloud_growth=growths,
 )
 
 
@@ -152,6 +155,22 @@ def test_rounds_of_drafts_take_what_the_cost_model_predicts(
     cost, outcome = predicted(world, plan), happened(world, plan)
     assert outcome.ttft_s == pytest.approx(cost.ttft_s, rel=0.01)
     assert outcome.total_s == pytest.approx(cost.total_s, rel=0.01)
+
+
+@pytest.mark.parametrize("plan", [DEVICE_ONLY, CLOUD_ONLY, split(4), ushape(3, codec=Codec.INT8)], ids=str)
+def test_a_prompt_of_thousands_costs_its_context_in_the_world_as_in_the_cost_model(plan: SplitPlan) -> None:
+    def ttft_s(growth: float | None) -> tuple[float, float]:
+        world = scene(
+            jobs=jobs(1, prompt=PREFILL_IN_FLIGHT * 250, new=2),
+            device=DeviceScene(profile=device_profile(growth=growth)),
+            cloud=CloudScene(profile=cloud_profile(growth=growth)),
+        )
+        chunked = replace(plan, chunk_tokens=250)
+        return predicted(world, chunked).ttft_s, happened(world, chunked).ttft_s
+
+    (priced, real), (level, _) = ttft_s(0.5), ttft_s(None)
+    assert real == pytest.approx(priced, rel=0.01)
+    assert priced > 1.2 * level
 
 
 @pytest.mark.parametrize("rtt_s", [0.02, 0.1, 0.3])

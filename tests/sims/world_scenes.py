@@ -31,9 +31,16 @@ MODEL = ModelShape(
 DRAFTERS = (DraftStatistics(name="ngram", s_per_token=1e-5, survival=(0.7, 0.5, 0.35, 0.2)),)
 
 
-def device_profile(decode_s: float = 2e-3, memory_bytes: int = 1 << 33, **fields: object) -> DeviceProfile:
+def device_profile(
+    decode_s: float = 2e-3, memory_bytes: int = 1 << 33, growth: float | None = None, **fields: object
+) -> DeviceProfile:
+    """``growth`` of prefill per 1000 tokens of context, in prefill seconds of an empty cache."""
     times = LayerTimes.uniform(
-        LAYERS, decode_s=decode_s, prefill_s_per_token=decode_s / 3, decode_s_per_1k_context=decode_s / 10
+        LAYERS,
+        decode_s=decode_s,
+        prefill_s_per_token=decode_s / 3,
+        decode_s_per_1k_context=decode_s / 10,
+        prefill_s_per_token_per_1k_context=None if growth is None else growth * decode_s / 3,
     )
     active = PrecisionProfile(
         precision=Precision.INT8,
@@ -59,12 +66,17 @@ def device_profile(decode_s: float = 2e-3, memory_bytes: int = 1 << 33, **fields
     )
 
 
-def cloud_profile(decode_s: float = 2e-4, price: float | None = 1e-6) -> CloudProfile:
+def cloud_profile(decode_s: float = 2e-4, price: float | None = 1e-6, growth: float | None = None) -> CloudProfile:
+    """``growth`` as of ``device_profile``."""
     return CloudProfile(
         layers=LAYERS,
         served=LayerRange(0, LAYERS),
         times=LayerTimes.uniform(
-            LAYERS, decode_s=decode_s, prefill_s_per_token=decode_s / 20, decode_s_per_1k_context=decode_s / 10
+            LAYERS,
+            decode_s=decode_s,
+            prefill_s_per_token=decode_s / 20,
+            decode_s_per_1k_context=decode_s / 10,
+            prefill_s_per_token_per_1k_context=None if growth is None else growth * decode_s / 20,
         ),
         has_embedding=True,
         has_head=True,
