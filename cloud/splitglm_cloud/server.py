@@ -9,6 +9,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import grpc
@@ -91,6 +92,10 @@ class CloudServer:
     def _join_up(self) -> None:
         """Everything between the executor and the streams."""
         settings, facts = self.settings, self.facts
+        profile = CloudProfile.from_json(facts.profile)
+        if settings.price_per_million_tokens:
+            price = float(f"{1e-6 * settings.price_per_million_tokens / profile.layers:.6g}")
+            profile = replace(profile, price_per_layer_token=price)
         self.manifest = CloudManifest(
             version=VERSION,
             fingerprint=facts.fingerprint,
@@ -100,7 +105,7 @@ class CloudServer:
             precision=facts.precision,
             codecs=facts.codecs,
             max_context=facts.max_context,
-            profile=facts.profile,
+            profile=profile.to_json(),
         )
         log_of_inputs = ReceivedLog(budget_bytes=settings.rebuild_log_bytes, hidden=facts.shape.hidden)
         self.back = Back(
@@ -110,7 +115,6 @@ class CloudServer:
             watch=lambda session, rebuild: self.table.on_rebuild(session, rebuild),
             soon=self._soon,
         )
-        profile = CloudProfile.from_json(facts.profile)
         speed = Speed(max_rows=settings.sweep_rows, engines=settings.workers, prior=layer_seconds(profile.times))
         self.table = SessionTable(
             manifest=self.manifest,

@@ -115,6 +115,14 @@ class CloudSettings:
         int,
         Setting(help="Replies that devices have not read; beyond it the fullest connection is closed.", least=1),
     ] = 256 << 20
+    price_per_million_tokens: Annotated[
+        float,
+        Setting(
+            help="Price of a million tokens through all layers, told to devices, which may weigh it; 0: none stated.",
+            least=0,
+            most=1e9,
+        ),
+    ] = 0.0
 
     # Who is served when
     sweep_rows: Annotated[int, Setting(help="Rows that one pass over the layers carries.", least=32, most=65536)] = 512

@@ -29,7 +29,7 @@ from splitglm_edge.timeouts import Timeouts
 from splitglm_glm.chat import Message
 from splitglm_glm.config import load_config
 from splitglm_glm.store import ModelStore
-from splitglm_partitioner.request import Fixed, Request
+from splitglm_partitioner.request import Fixed, Objective, Request
 from splitglm_security.keys import NodeKey
 from splitglm_sims.link_emulator import LinkEmulator
 
@@ -185,6 +185,25 @@ def test_a_cloud_serves_no_longer_context_than_its_memory_holds(model: Path, hom
         )
         with pytest.raises(PromptTooLong, match="40 prompt tokens and up to 30 new ones"):
             agent.decide(request)
+
+
+def test_a_clouds_price_is_weighed_and_told_of_each_reply(model: Path, home: Path, ask: Ask) -> None:
+    with (
+        running_cloud(model, home, price_per_million_tokens=4e6) as cloud,
+        open_agent(model, home, cloud) as agent,
+    ):
+        _, profile = agent.link()
+        assert profile.price_per_layer_token == pytest.approx(4.0 / profile.layers)
+        ask(agent, "cloud", max_tokens=5, objective=Objective(latency=1.0, cloud_cost=0.5)).result()
+        told = agent.predictions()[-1]
+        assert told.measured["price"] == told.predicted["price"] == pytest.approx(4.0 * (40 + 4))
+        request = Request(
+            prompt_tokens=40,
+            expected_new_tokens=5,
+            privacy=Privacy.OPEN,
+            objective=Objective(latency=0.0, cloud_cost=1.0),
+        )
+        assert agent.decide(request).plan.arm is Arm.DEVICE
 
 
 @pytest.mark.parametrize("arm", ["device", "cloud", "split", "ushape"])
