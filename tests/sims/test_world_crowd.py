@@ -118,6 +118,17 @@ def test_the_cloud_says_how_loaded_it_is() -> None:
     assert max(hint.queue_s for hint in hints) > 0.0
 
 
+def test_a_device_that_begins_later_is_told_the_load_of_then() -> None:
+    cloud = CloudScene(profile=cloud_profile(2e-3))
+    busy = scene(jobs=jobs(40, prompt=100, new=60, every_s=0.5), cloud=cloud)
+    late = scene(jobs=tuple(replace(job, at_s=10.0 + job.at_s) for job in jobs(1)), cloud=cloud)
+    asking = OnePlan(DEVICE_ONLY, Probe.ROUND_TRIP)
+    crowd = CrowdScene(devices=25, device=lambda index: busy if index else late, cloud=cloud)
+    result = run_crowd(crowd, lambda index: OnePlan(split(2)) if index else asking)
+    assert result.records[0][0].start_s == 10.0 and result.end_s > 12.0
+    assert any(isinstance(one, CloudHint) and one.slowdown > 1.2 for one in asking.told)
+
+
 def test_small_sweeps_make_long_waits() -> None:
     world = scene(jobs=jobs(1, prompt=60, new=40), cloud=CloudScene(profile=cloud_profile(1e-3)))
     wide = among(30, world, split(2), spread_s=0.1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import simpy
@@ -15,11 +16,12 @@ import simpy
 from splitglm_cloud.engine.boarding import SweepLimits
 from splitglm_cloud.gateway.load import LoadLimits
 from splitglm_core.errors import InputError
-from splitglm_core.plan import Arm
+from splitglm_core.plan import Arm, SplitPlan
 from splitglm_sims.strategies.strategy import Strategy
 from splitglm_sims.world.account import Account
 from splitglm_sims.world.alone import Program
 from splitglm_sims.world.crowd_port import CrowdPort
+from splitglm_sims.world.draws import Draws
 from splitglm_sims.world.effort import Efforts
 from splitglm_sims.world.handset import Handset
 from splitglm_sims.world.judging import forbidden
@@ -212,9 +214,15 @@ class _Device:
         self.world, self.handset, self.strategy = world, handset, strategy
         self.records: list[Record] = []
         self.port: CrowdPort
+        self._under_way = False  # a reply that uses the port
         self._life = self._live()
         self._wish: tuple[float, bool] | None = None
-        self._looks_s = -1.0  # when it will look again, if it does not wait
+        self._looks_s = self._looked_s = -1.0  # when it will look again, if it does not wait, and when it last did
+
+    def _look(self, now_s: float) -> None:
+        """The clock is where the device wanted to look; rounding may leave it just short of that."""
+        self._looked_s = now_s
+        self.resume()
 
     def resume(self) -> None:
         """Go on as far as what is known allows."""
@@ -223,11 +231,11 @@ class _Device:
                 self._wish = next(self._life)
             while True:
                 now_s, block = self._wish
-                answer = self.port.take(now_s, block)
-                if answer is None and (block or self.world.now_s < now_s):
+                answer = self.port.take(now_s, block) if self._under_way else None
+                if answer is None and (block or max(self.world.now_s, self._looked_s) < now_s):
                     if not block and self._looks_s != now_s:
                         self._looks_s = now_s
-                        self.world.at(now_s, self.resume)
+                        self.world.at(now_s, partial(self._look, now_s))
                     return
                 self._wish = self._life.send(answer)
         except StopIteration:
@@ -238,6 +246,8 @@ class _Device:
         scene, free_s = handset.scene, 0.0
         for index, job in enumerate(scene.jobs):
             start_s = max(job.at_s, free_s, self.world.now_s)
+            if start_s > self.world.now_s:  # what it will be told of the cloud is not known before
+                yield start_s, False
             draws, account = handset.draws(index), Account(start_s, told=[])
             situation = handset.situation(index)
             plan, now_s = decided(handset, strategy, index, situation, account, draws, start_s)
@@ -246,22 +256,11 @@ class _Device:
             if account.failed is None:
                 reply = handset.reply(index, plan, true, draws)
                 if plan.arm is not Arm.DEVICE:
-                    self.port = CrowdPort(
-                        handset.link,
-                        scene.link,
-                        draws,
-                        handset.believed,
-                        session=handset.index,
-                        layers=plan.back,
-                        cloud=cloud,
-                        clock=self.world,
-                        wake=self.resume,
-                        stranded=reply.alone is None,
-                    )
+                    self.port, self._under_way = self._port(plan, draws, stranded=reply.alone is None), True
                     if not reply.cached_tokens:
                         cloud.close(handset.index)
                     now_s = yield from run_reply(reply, self.port, draws, account, now_s)
-                    self.port.closed = True
+                    self.port.closed, self._under_way = True, False
                     if account.fell_back or account.failed:
                         cloud.close(handset.index)
                 else:
@@ -270,3 +269,18 @@ class _Device:
             free_s = trial.end_s
             tell(strategy, account)
             self.records.append(settle(handset, strategy, index, plan, account, trial, start_s, probed_s))
+
+    def _port(self, plan: SplitPlan, draws: Draws, *, stranded: bool) -> CrowdPort:
+        handset = self.handset
+        return CrowdPort(
+            handset.link,
+            handset.scene.link,
+            draws,
+            handset.believed,
+            session=handset.index,
+            layers=plan.back,
+            cloud=self.world.cloud,
+            clock=self.world,
+            wake=self.resume,
+            stranded=stranded,
+        )
