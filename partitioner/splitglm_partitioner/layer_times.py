@@ -150,6 +150,14 @@ class LayerTimes:
             out += np.multiply.outer(growth, self._depth)
         return out
 
+    def steps_of_growth(self, tokens: int) -> float:
+        """Chunks of ``tokens`` by which the context must have grown until a chunk's seconds have doubled.
+
+        In the layer where that is first; infinite without growth.
+        """
+        step_s = tokens * tokens * (self.prefill_s_per_token_per_1k_context or 0.0) / 1000
+        return float(np.diff(self._chunk(tokens)).min()) / step_s if step_s > 0.0 else np.inf
+
     def _chunk(self, tokens: float) -> Seconds:
         out: Seconds = np.asarray(self.weights(tokens)) @ self._prefill
         return out

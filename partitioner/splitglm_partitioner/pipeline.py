@@ -16,7 +16,8 @@ the ends decide as before; if the later machine grows by ``q`` more per job than
 best job may lie inside. Further knots, between which it is then taken as linear, bound what that misses: at most
 ``q * floor(h * h / 4) / 2`` between knots ``h`` jobs apart. A path that is best inside, after the knot ``k``, is itself
 at least ``q / 2 * ((n - 1) * (n - 2) + k * (k + 3))`` long for ``n`` jobs, because the earlier machine then takes as
-long for each job up to there as the later one does at that job, and the last job may be of any length. Knots may
+long for each job up to there as the later one does at that job, and the last job may be of any length. If the first
+job takes as long as ``lead`` steps of growth, on whichever machine grows, ``q * lead * (n - 1)`` come on top. Knots may
 therefore lie further apart the later they are, and twelve suffice for any number of jobs. Along a line of machines
 the ``q`` of successive changes add up to at most the growth of the last one, and the bound stays. Times are never above
 the exact ones and less than ``TOLERANCE`` below.
@@ -75,30 +76,34 @@ def most_knots(jobs: int) -> int:
 
 
 @lru_cache(maxsize=4096)
-def growing_knots_of(jobs: int, width: int) -> Seconds:
-    """As ``knots_of`` where each ordinary chunk costs one step more than the one before; ``width`` as below or more.
+def growing_knots_of(jobs: int, lead: int, width: int) -> Seconds:
+    """As ``knots_of`` where each ordinary chunk costs one step more than the one before.
+
+    Args:
+        lead: steps that the first ordinary chunk costs at least, on every machine.
+        width: ``most_growing_knots(jobs, lead)`` or more.
 
     Returns:
         ``[2 * width, 4]``: the fourth column counts the steps in all ordinary chunks: 0 + 1 + 2 + ...
     """
-    knots = _growing_knots(jobs)
+    knots = _growing_knots(jobs, lead)
     counts = _counts(np.array(knots + (jobs - 1,) * (width - len(knots))), jobs)
     out = np.column_stack([counts, counts[:, 0] * (counts[:, 0] - 1) / 2])
     out.setflags(write=False)
     return out
 
 
-def most_growing_knots(jobs: int) -> int:
+def most_growing_knots(jobs: int, lead: int) -> int:
     """Knots that ``jobs`` growing chunks have: at most 12."""
-    return len(_growing_knots(jobs))
+    return len(_growing_knots(jobs, lead))
 
 
 @lru_cache(maxsize=4096)
-def _growing_knots(jobs: int) -> tuple[int, ...]:
+def _growing_knots(jobs: int, lead: int) -> tuple[int, ...]:
     knots, at = {0, max(0, jobs - 2), jobs - 1}, 1
     while at < jobs - 2:
         knots.add(at)
-        room = int(TOLERANCE * ((jobs - 1) * (jobs - 2) + at * (at + 3)))
+        room = int(TOLERANCE * ((jobs - 1) * (jobs - 2 + 2 * lead) + at * (at + 3)))
         at += math.isqrt(4 * room + 3)  # the longest h with floor(h * h / 4) <= room; at least 1
     return tuple(sorted(knots))
 

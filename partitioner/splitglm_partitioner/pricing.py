@@ -40,6 +40,8 @@ from splitglm_partitioner.slow_start import stalled_s
 
 # Numbers that one array of a prefill may hold; more plans than that are priced in turns.
 _MOST_CELLS = 1 << 20
+# Growth that is a thousandth of what chunks cost needs no more knots than no growth.
+_MOST_LEAD = 1 << 10
 
 
 class Run(NamedTuple):
@@ -190,9 +192,13 @@ class Prefill:
             final = final + last * (cached + (n - 1) * chunk) * context
             amounts.append([ordinary, final, first, chunk * chunk * context])
         self.amounts = np.array(amounts)
-        most, knots = (most_growing_knots, growing_knots_of) if growing else (most_knots, knots_of)
-        self.knots = max(most(n) for n in jobs)
-        self.counts = np.array([knots(n, self.knots) for n in jobs])
+        if growing:
+            sizes = [(n, _lead(basis.device, basis.cloud, run.chunk_tokens)) for n, run in zip(jobs, runs, strict=True)]
+            self.knots = max(most_growing_knots(*size) for size in sizes)
+            self.counts = np.array([growing_knots_of(*size, self.knots) for size in sizes])
+        else:
+            self.knots = max(most_knots(n) for n in jobs)
+            self.counts = np.array([knots_of(n, self.knots) for n in jobs])
         sums = self.counts @ self.amounts
         self.whole: Seconds = sums[:, self.knots - 1]
         self.weights: Seconds = sums[:, None] * rates[:, None]
@@ -293,6 +299,13 @@ def first_wait_s(upload_bytes: int, link: LinkEstimate | None) -> float:
     if link.window_bytes is None:
         return link.promotion_s
     return link.promotion_s + stalled_s(upload_bytes, link.uplink_bytes_per_s, link.rtt_s, link.window_bytes)
+
+
+@lru_cache(maxsize=1024)
+def _lead(device: LayerTimes, cloud: LayerTimes | None, chunk_tokens: int) -> int:
+    """Steps of growth that a chunk costs before any context, in the layer of either where that is least."""
+    machines = (device,) if cloud is None else (device, cloud)
+    return int(min([_MOST_LEAD, *(times.steps_of_growth(chunk_tokens) for times in machines)]))
 
 
 def _grows(times: LayerTimes) -> bool:

@@ -127,23 +127,25 @@ def test_the_knots_of_a_long_run_give_what_the_recurrence_gives(
 @settings(max_examples=300, deadline=None)
 @given(
     st.integers(1, 600),
+    st.integers(0, 60),
     st.lists(st.tuples(st.floats(0, 50), st.floats(0, 1)), min_size=5, max_size=5),
     st.lists(st.floats(0, 100), min_size=5, max_size=5),
     st.lists(st.floats(0, 100), min_size=5, max_size=5),
 )
 def test_few_knots_bound_what_a_long_run_of_growing_jobs_may_miss(
-    jobs: int, lines: list[tuple[float, float]], last: list[float], extra: list[float]
+    jobs: int, lead: int, lines: list[tuple[float, float]], last: list[float], extra: list[float]
 ) -> None:
     """Five machines, each with its own seconds of the first job and growth per job, against the recurrence itself."""
+    lines = [(start + lead * step, step) for start, step in lines]
     machines, ends = len(lines), np.zeros(len(lines))
     for job in range(jobs):
         for machine, (start, step) in enumerate(lines):
             seconds = (last[machine] if job == jobs - 1 else start + step * job) + (extra[machine] if job == 0 else 0.0)
             ends[machine] = max(ends[machine], ends[machine - 1] if machine else 0.0) + seconds
-    width = most_growing_knots(jobs)
+    width = most_growing_knots(jobs, lead)
     assert width <= min(jobs, 12)
     starts, steps = zip(*lines, strict=True)
-    work = (growing_knots_of(jobs, width + 2) @ np.array([starts, last, extra, steps]))[:, :, None]
+    work = (growing_knots_of(jobs, lead, width + 2) @ np.array([starts, last, extra, steps]))[:, :, None]
     through, before = work[: width + 2], work[width + 2 :]
     arrive = through[:, 0]
     for machine in range(1, machines):
