@@ -11,6 +11,7 @@ from dataclasses import replace
 from splitglm_core.plan import Arm, SplitPlan
 from splitglm_partitioner.cloud_load import Load
 from splitglm_partitioner.governor import Vitals
+from splitglm_partitioner.link_estimator import PROBE_BYTES
 from splitglm_partitioner.observations import Outcome
 from splitglm_partitioner.profiles import LinkEstimate
 from splitglm_partitioner.request import Request, Situation, Warm
@@ -27,7 +28,6 @@ from splitglm_sims.world.outage import PING_BYTES, TIMEOUTS
 from splitglm_sims.world.reply import Reply, on_device
 from splitglm_sims.world.scene import LinkScene, Scene
 
-PROBE_BYTES = 32 << 10
 _MOST_BYTES_PER_S = 1e12
 
 

@@ -36,11 +36,7 @@ def run_lone(scene: Scene, strategy: Strategy, *, compare: bool = False) -> tupl
     Raises:
         InputError: a job does not fit the model's positions.
     """
-    for job in scene.jobs:
-        if job.prompt_tokens + job.max_new_tokens > scene.model.max_positions:
-            raise InputError(
-                f"a job of {job.prompt_tokens} + {job.max_new_tokens} tokens exceeds the model's positions"
-            )
+    check_jobs(scene)
     env = simpy.Environment()
     records: list[Record] = []
     env.process(_device(env, Handset(scene), strategy, compare, records))
