@@ -177,7 +177,7 @@ def _prefill_growth(
 
 def _fill(computes: Computes, cache: Any, length: int, layers: LayerRange, noise: Float32) -> None:
     """Make ``cache`` ``length`` positions long, keeping what it has."""
-    cache.truncate(length)
+    cache.truncate(min(length, cache.length))
     while cache.length < length:
         computes.forward(noise[: length - cache.length], cache, layers)
 

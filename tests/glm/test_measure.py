@@ -29,7 +29,8 @@ class Positions:
     closed: bool = False
 
     def truncate(self, length: int) -> None:
-        self.length = min(self.length, length)
+        assert 0 <= length <= self.length, "as strict as the caches of the runners"
+        self.length = length
 
     def close(self) -> None:
         self.closed = True
