@@ -114,7 +114,7 @@ def _measure(
 ) -> tuple[DeviceProfile, Path]:
     from splitglm_cli.progress import building, shown_progress
     from splitglm_core.ranges import LayerRange
-    from splitglm_edge.probe import decoding, load_profile, measure_device, profile_path, save_profile
+    from splitglm_edge.probe import decoding, load_power, measure_device, profile_path, save_profile
     from splitglm_edge.rapl import EnergyCounters, measured_watts
     from splitglm_glm.export.manifest import GraphsManifest
     from splitglm_glm.opening import open_checkpoint, open_stack
@@ -125,8 +125,7 @@ def _measure(
     checkpoint = open_checkpoint(model, store)
     options = RuntimeOptions(threads=threads)
     path = profile_path(store.root, checkpoint.fingerprint, precision, options.thread_count)
-    before = load_profile(path)
-    stored = None if before is None else before.power
+    stored = load_power(path)
     counters = EnergyCounters() if measure_power else None  # before anything takes long: there may be none
     power = (stated._replace(compute_w=0.0) if measure_power else stated).over(stored)
     with shown_progress(quiet=quiet) as progress:

@@ -22,6 +22,7 @@ from splitglm_glm.export.manifest import EMBEDDING, HEAD, GraphsManifest, layer_
 from splitglm_glm.measure import measure
 from splitglm_glm.stack import LayerStack
 from splitglm_glm.store import ModelStore
+from splitglm_partitioner import typed_json
 from splitglm_partitioner.layer_times import LayerTimes, PrefillPoint
 from splitglm_partitioner.power import PowerProfile
 from splitglm_partitioner.profiles import CodecTime, DeviceProfile, PrecisionProfile
@@ -48,7 +49,7 @@ def profile_of(checkpoint: Checkpoint, stack: LayerStack, store: ModelStore, thr
     if profile is None:
         graphs = store.graphs_dir(checkpoint.directory, stack.precision)
         manifest = GraphsManifest.open(graphs, checkpoint.fingerprint, stack.precision)
-        profile = measure_device(checkpoint, stack, manifest)
+        profile = measure_device(checkpoint, stack, manifest, power=load_power(path))
         save_profile(profile, path)
     return profile
 
@@ -65,6 +66,15 @@ def load_profile(path: Path) -> DeviceProfile | None:
     except (OSError, ValueError, TypeError, InputError):
         return None
     return None if profile.active.times.prefill_s_per_token_per_1k_context is None else profile
+
+
+def load_power(path: Path) -> PowerProfile | None:
+    """The power in a stored profile of any release: its owner stated it, so no measurement may lose it."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))["power"]
+        return None if raw is None else typed_json.read(PowerProfile, raw, "power")
+    except (OSError, ValueError, TypeError, KeyError, InputError):
+        return None
 
 
 def measure_device(

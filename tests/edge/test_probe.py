@@ -11,7 +11,7 @@ import pytest
 from splitglm_core.plan import Codec, Precision
 from splitglm_core.ranges import LayerRange
 from splitglm_edge import Agent
-from splitglm_edge.probe import decoding, load_profile, measure_device, profile_path, save_profile
+from splitglm_edge.probe import decoding, load_power, load_profile, measure_device, profile_path, save_profile
 from splitglm_glm.export.manifest import GraphsManifest
 from splitglm_glm.opening import open_checkpoint, open_stack
 from splitglm_glm.runtime import RuntimeOptions
@@ -73,6 +73,22 @@ def test_a_profile_without_the_growth_of_prefill_is_measured_again(agent: Agent,
     raw["precisions"][0]["times"]["prefill_s_per_token_per_1k_context"] = None
     path.write_text(json.dumps(raw))
     assert load_profile(path) is None
+
+
+def test_the_power_that_was_stated_outlives_a_profile_that_is_measured_again(model: Path, tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    power = {"compute_w": 3.0, "radio_w": 0.5, "uplink_j_per_byte": 1e-6, "downlink_j_per_byte": 5e-7}
+    with Agent.open(model, store=store, precision=Precision.FP32, threads=1) as agent:
+        path = profile_path(store.root, agent.checkpoint.fingerprint, Precision.FP32, 1)
+    raw = json.loads(path.read_text()) | {"power": power}
+    raw["precisions"][0]["times"]["prefill_s_per_token_per_1k_context"] = None
+    path.write_text(json.dumps(raw))
+    with Agent.open(model, store=store, precision=Precision.FP32, threads=1) as agent:
+        assert agent.profile.power == PowerProfile(**power)
+    assert load_profile(path) is not None
+    for text in ("{", "[]", "{}", '{"power": 3}', '{"power": {"compute_w": -1}}'):
+        path.write_text(text)
+        assert load_power(path) is None
 
 
 def test_a_stated_power_is_kept(agent: Agent, tmp_path: Path) -> None:
