@@ -163,7 +163,8 @@ class Advisor:
         genre: str = "",
         use_cloud: bool = True,
     ) -> Decision:
-        """The plan for ``request`` now. Changes nothing: ``began`` says that it is going to run.
+        """The plan for ``request`` now. Only the governor moves on with the sensors' readings: ``began`` says that the
+        plan is going to run.
 
         Raises:
             NoFeasiblePlan and what else ``policy.decide`` raises.
@@ -190,7 +191,7 @@ class Advisor:
             applied = factors_of(decision.plan.arm, decision.situation.factors)
             self.calibration.observe(observation, applied=applied, settled=settled)
         value = decision.situation.request.objective.value_of(observation.outcome)
-        self._steering.ended(decision, value)
+        self._steering.ended(decision, value, observation.outcome.new_tokens)
 
     def _settled(self, decision: Decision, ended: ReplyEnded) -> bool:
         """Whether link, device, cloud and drafts are still as ``decision`` took them to be."""
@@ -233,7 +234,7 @@ class Advisor:
             link=None if cloud is None else link,
             cloud=cloud,
             drafts=self._acceptance.statistics(genre),
-            factors=self.calibration.learnt(),
+            factors=self.calibration.learnt(now_s),
         )
         try:
             decision = decide(situation)

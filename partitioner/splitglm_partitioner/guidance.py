@@ -22,7 +22,7 @@ class SteeringSettings:
         stale_s: an arm that ran more recently is not tried.
     """
 
-    margin: float = 0.05
+    margin: float = 0.04
     patience: int = 2
     explore_share: float = 0.005
     explore_within: float = 0.5

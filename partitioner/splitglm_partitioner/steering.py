@@ -127,12 +127,21 @@ class Steering:
             self._habits.popitem(last=False)
         self._ran_s[decision.plan.arm] = now_s
 
-    def ended(self, decision: Decision, value: float) -> None:
-        """The reply came to ``value`` in units of the objective: it feeds the budget, and an exploration is charged."""
+    def ended(self, decision: Decision, value: float, new_tokens: int) -> None:
+        """The reply came to ``value`` in units of the objective, which feeds the budget. An exploration is charged with
+        what it cost beyond the best plan's price for as many tokens.
+        """
         self._budget += self._settings.explore_share * value
         if _said(decision, "explored") and decision.runners_up:
-            self._budget -= max(0.0, value - decision.runners_up[0].value)
+            self._budget -= max(0.0, value - _price(decision.runners_up[0], new_tokens))
         self._budget = min(max(self._budget, -MAX_BUDGET), MAX_BUDGET)  # prices and weights are whatever others state
+
+
+def _price(choice: Choice, new_tokens: int) -> float:
+    """The value of ``choice`` for another length of the reply than expected: it goes with its seconds."""
+    cost = choice.breakdown
+    seconds = cost.ttft_s + (new_tokens - 1) * cost.per_token_s
+    return choice.value * seconds / cost.total_s if cost.total_s > 0.0 else choice.value
 
 
 def kind_of(request: Request) -> Kind:

@@ -188,3 +188,13 @@ def test_a_cloud_that_is_busy_now_and_then_is_asked_before_much_is_left_to_it() 
     assert advisor.decide(long, now_s=331.1).plan.arm is Arm.CLOUD
     advisor.observe(CloudHint(at_s=332.0, queue_s=1.0, sweep_s=0.0, slowdown=1.0))
     assert advisor.decide(long, now_s=332.1).plan.arm is Arm.DEVICE
+
+
+def test_a_cloud_that_is_always_far_slower_than_its_own_account_says_is_left() -> None:
+    advisor, arms = connected(), []
+    for index in range(20):
+        now_s = 31.0 * index
+        alone = advisor.decide(OPEN, now_s=now_s).plan.arm is Arm.DEVICE
+        arms.append(run(advisor, OPEN, now_s, total_s=8.0 if alone else 30.0).plan.arm)
+    assert arms[0] is Arm.CLOUD
+    assert arms[-6:] == [Arm.DEVICE] * 6

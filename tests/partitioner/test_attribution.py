@@ -87,7 +87,7 @@ def test_an_arm_that_takes_longer_than_its_price_is_learnt_and_left() -> None:
     assert min(rivals) < 1.6 * advisor.decide(request, now_s=0.0).value
     arms = [run(advisor, request, 30.0 * index, ttft=1.6).plan.arm for index in range(40)]
     assert arms[0] is Arm.CLOUD and arms[-1] is not Arm.CLOUD
-    factors = advisor.calibration.factors(Arm.CLOUD)
+    factors = advisor.calibration.factors(Arm.CLOUD, 0.0)
     assert 1.05 < factors.ttft <= 1.6 and factors.per_token == 1.0
 
 
@@ -97,7 +97,7 @@ def test_a_lasting_bias_ends_up_in_the_predictions_and_is_not_compounded(arm: Ar
     advisor = connected()
     for index in range(80):
         run(advisor, fixed(arm), 30.0 * index, ttft=bias, per_token=bias)
-    learnt = advisor.calibration.factors(arm)
+    learnt = advisor.calibration.factors(arm, 0.0)
     assert (learnt.ttft, learnt.per_token) == (pytest.approx(bias, rel=0.05), pytest.approx(bias, rel=0.05))
     decision = advisor.decide(fixed(arm), now_s=2500.0)
     assert decision.situation.factors == (learnt,)
@@ -151,7 +151,7 @@ def test_a_change_that_an_estimator_follows_does_not_leak_into_the_factors(chang
     run(advisor, fixed(arm), 200.0, ttft=2.0, per_token=2.0, seen=seen)
     first, _ = advisor.calibration.residuals(arm)
     assert first.count == 11 and first.mean_abs_pct_error > 4.0
-    factors = advisor.calibration.factors(arm)
+    factors = advisor.calibration.factors(arm, 0.0)
     assert (factors.ttft, factors.per_token) == pytest.approx((1.0, 1.0), rel=1e-12)
 
 
@@ -168,7 +168,7 @@ def test_a_change_that_was_over_before_the_end_teaches_nothing_either() -> None:
     decision = run(advisor, fixed(Arm.DEVICE), 200.0, ttft=1.5, per_token=1.5, seen=seen)
     now = advisor.decide(fixed(Arm.DEVICE), now_s=203.0)
     assert now.breakdown.ttft_s == pytest.approx(decision.breakdown.ttft_s, rel=0.01)
-    assert advisor.calibration.factors(Arm.DEVICE).ttft == pytest.approx(1.0, rel=1e-12)
+    assert advisor.calibration.factors(Arm.DEVICE, 0.0).ttft == pytest.approx(1.0, rel=1e-12)
 
 
 def test_steady_observations_are_no_change() -> None:
@@ -181,7 +181,7 @@ def test_steady_observations_are_no_change() -> None:
             DevicePass(at_s=at_s + 0.7, rows=1, layers=12, context_tokens=0, seconds=12 * 4e-3 * 1.02),
         )
         run(advisor, fixed(Arm.CLOUD), at_s, ttft=1.6, seen=same)
-    assert advisor.calibration.factors(Arm.CLOUD).ttft > 1.3
+    assert advisor.calibration.factors(Arm.CLOUD, 0.0).ttft > 1.3
 
 
 def test_a_reply_whose_beginning_or_decision_was_not_told_is_counted_and_not_learnt_from() -> None:
@@ -200,7 +200,7 @@ def test_a_reply_whose_beginning_or_decision_was_not_told_is_counted_and_not_lea
     advisor.observe(ended)
     advisor.ended(decision, ended)
     assert advisor.calibration.residuals(decision.plan.arm)[0].count == 2
-    assert advisor.calibration.learnt() == ()
+    assert advisor.calibration.learnt(0.0) == ()
 
 
 def test_another_cloud_since_the_decision_teaches_nothing() -> None:
@@ -216,7 +216,7 @@ def test_another_cloud_since_the_decision_teaches_nothing() -> None:
             predicted_per_token_s=1.0, outcome=outcome,
         ),
     )  # fmt: skip
-    assert advisor.calibration.learnt() == ()
+    assert advisor.calibration.learnt(0.0) == ()
 
 
 @settings(max_examples=25, deadline=None)

@@ -129,12 +129,22 @@ def test_explorations_cost_no_more_than_their_share_and_one_overshoot(steps: lis
         )
         actual = decision.value + surprise
         steering.decided(decision, now_s)
-        steering.ended(decision, actual)
+        steering.ended(decision, actual, 50)
         total += actual
         if decision.why.endswith("explored"):
             spent += actual - best
             overshoot = max(overshoot, surprise)
         assert spent <= SETTINGS.explore_share * total + overshoot + 1e-9
+
+
+def test_a_short_answer_is_compared_with_the_best_plans_price_for_as_few_tokens() -> None:
+    steering = Steering(SETTINGS)
+    decision = steer(priced({Arm.DEVICE: 1.0, Arm.CLOUD: 1.2}), guided(budget=1.0, stale=(Arm.CLOUD,)))
+    best = decision.runners_up[0].breakdown
+    shorter = (best.ttft_s + 4 * best.per_token_s) / best.total_s  # of the best plan's price, for 5 tokens
+    steering.ended(decision, 1.2 * shorter, 5)
+    budget = steering.guidance(make_request(privacy=Privacy.OPEN), 0.0).budget
+    assert budget == pytest.approx(SETTINGS.explore_share * 1.2 * shorter - 0.2 * shorter)
 
 
 def test_arms_grow_stale_with_time_and_fresh_by_running() -> None:
@@ -166,9 +176,9 @@ def test_a_price_beyond_measure_leaves_a_budget_that_can_be_decided_on(value: fl
     steering, request = Steering(SETTINGS), make_request(privacy=Privacy.OPEN)
     decision = steer(priced({Arm.DEVICE: 1.0, Arm.CLOUD: 1.2}), guided(budget=1.0, stale=(Arm.CLOUD,)))
     assert decision.plan.arm is Arm.CLOUD
-    steering.ended(decision, value)
+    steering.ended(decision, value, 50)
     assert steering.guidance(request, 0.0).budget < 0.0
-    steering.ended(priced({Arm.DEVICE: 1.0}), value)
+    steering.ended(priced({Arm.DEVICE: 1.0}), value, 50)
     assert steer(priced({Arm.DEVICE: 1.0}), steering.guidance(request, 1.0)).plan.arm is Arm.DEVICE
 
 
@@ -180,7 +190,7 @@ def test_the_same_history_gives_the_same_choice() -> None:
             values = {Arm.DEVICE: 1.0, Arm.CLOUD: 0.8 + 0.02 * turn}
             decision = steer(priced(values, request), steering.guidance(request, 10.0 * turn))
             steering.decided(decision, 10.0 * turn)
-            steering.ended(decision, decision.value * 1.1)
+            steering.ended(decision, decision.value * 1.1, 50)
             out.append(decision.plan.arm)
         return out
 
