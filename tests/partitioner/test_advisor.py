@@ -195,6 +195,6 @@ def test_a_cloud_that_is_always_far_slower_than_its_own_account_says_is_left() -
     for index in range(20):
         now_s = 31.0 * index
         alone = advisor.decide(OPEN, now_s=now_s).plan.arm is Arm.DEVICE
-        arms.append(run(advisor, OPEN, now_s, total_s=8.0 if alone else 30.0).plan.arm)
+        arms.append(run(advisor, OPEN, now_s, total_s=5.0 if alone else 30.0).plan.arm)
     assert arms[0] is Arm.CLOUD
     assert arms[-6:] == [Arm.DEVICE] * 6
