@@ -45,15 +45,16 @@ def plan(
     where = CloudOptions(address=cloud, key=cloud_key, trust_first_use=trust_first_use, psk_file=psk_file).resolve()
     from splitglm_cli.plan_facts import plan_facts
     from splitglm_cli.text_table import text_facts
+    from splitglm_edge.agent import DEFAULT_CODECS
     from splitglm_edge.planning import sendable_chunks
     from splitglm_partitioner import explain
     from splitglm_partitioner.request import Fixed, Request
 
     with open_agent(model, where, precision=precision, threads=threads, quiet=quiet) as agent:
         sizes: dict[str, Any] = {"chunk_tokens": 128} | chunk_options(chunk)
-        given = sendable_chunks(prompt_tokens, **sizes)
-        if codec is not None:
-            given["codecs"] = (codec,)
+        codecs = DEFAULT_CODECS if codec is None else (codec,)
+        hidden = agent.checkpoint.config.shape.hidden
+        given = sendable_chunks(prompt_tokens, **sizes, codecs=codecs, hidden=hidden) | {"codecs": codecs}
         if weights is not None:
             given["objective"] = weights
         request = Request(

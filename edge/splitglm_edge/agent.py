@@ -191,8 +191,9 @@ class Agent:
             codecs: acceptable for hidden states, best loved first.
             deadline_s: bound on the whole reply.
             criticality: how much it matters when the cloud cannot serve all.
-            chunk_tokens: prompt positions per prefill step, 4096 at most.
-            chunks: other sizes that the policy may take instead; those beyond 4096 are left out.
+            chunk_tokens: prompt positions per prefill step; at most 4096 and what one record holds of hidden states
+                in each of ``codecs``.
+            chunks: other sizes that the policy may take instead; those beyond that bound are left out.
             genre: what kind of text this is, in the caller's own words (chat, code, summary): the length of answers
                 and what drafters achieve are learnt for each apart. It stays on this device.
             conversation: one of ``new_conversation``; keeps caches between replies.
@@ -229,7 +230,9 @@ class Agent:
                 deadline_s=left_s,
                 objective=objective or Objective(),
                 codecs=codecs,
-                **sendable_chunks(len(ids) + done_tokens, chunk_tokens, chunks),
+                **sendable_chunks(
+                    len(ids) + done_tokens, chunk_tokens, chunks, codecs=codecs, hidden=self._shape.hidden
+                ),
                 fixed=fixed,
                 warm=warm_for(talk, ids),
             )

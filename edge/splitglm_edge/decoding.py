@@ -15,7 +15,7 @@ import numpy as np
 
 from splitglm_core.criticality import Criticality
 from splitglm_core.errors import InternalError, PromptTooLong
-from splitglm_core.plan import SplitPlan
+from splitglm_core.plan import Arm, SplitPlan
 from splitglm_core.sampling import SamplingParams
 from splitglm_edge.front import Float32, Front, preload_for
 from splitglm_edge.stats import Meter
@@ -33,7 +33,9 @@ class Decoder(ABC):
         self.usable = True  # False when it is no longer known what the cloud holds
         self._capacity = capacity
         self._hidden = hidden
-        self._chunk = min(plan.chunk_tokens, codec.max_rows(plan.codec, hidden), MAX_ROWS)
+        # What a record holds bounds only those that send hidden states.
+        rows = codec.max_rows(plan.codec, hidden) if plan.arm in (Arm.SPLIT, Arm.USHAPE) else MAX_ROWS
+        self._chunk = min(plan.chunk_tokens, rows)
 
     def shared_prefix(self, ids: list[int]) -> int:
         """Positions of ``ids`` that need not be run again; at least one token is always left to run."""

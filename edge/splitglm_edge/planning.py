@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from splitglm_core.errors import ModelMismatch, NoFeasiblePlan, PromptTooLong, SecurityError, SplitGlmError
-from splitglm_core.plan import Privacy
+from splitglm_core.plan import Codec, Privacy
 from splitglm_edge.advice import Advice
 from splitglm_edge.connection import CloudConnection
 from splitglm_edge.conversation import Conversation, Prepared
@@ -16,6 +16,7 @@ from splitglm_partitioner import explain
 from splitglm_partitioner.decision import Decision
 from splitglm_partitioner.governor import Vitals
 from splitglm_partitioner.request import MAX_CHUNKS, Request, Warm
+from splitglm_wire import codec
 from splitglm_wire.limits import MAX_ROWS
 
 
@@ -93,10 +94,17 @@ class Planner:
         )
 
 
-def sendable_chunks(prompt_tokens: int, chunk_tokens: int, chunks: tuple[int, ...]) -> dict[str, Any]:
-    """``chunk_tokens`` and ``chunks`` of a request, as far as a step may hold them and they cut the prompt into few."""
-    own = min(chunk_tokens, MAX_ROWS)
-    others = [size for size in chunks if size != own and size <= MAX_ROWS and prompt_tokens <= MAX_CHUNKS * size]
+def sendable_chunks(
+    prompt_tokens: int, chunk_tokens: int, chunks: tuple[int, ...], *, codecs: tuple[Codec, ...], hidden: int
+) -> dict[str, Any]:
+    """``chunk_tokens`` and ``chunks`` of a request, as far as they run as they are and cut the prompt into few.
+
+    Whichever of ``codecs`` the plan takes, a record holds a chunk of hidden states of width ``hidden``: a plan is never
+    made for chunks that sending would cut smaller.
+    """
+    most = min((codec.max_rows(one, hidden) for one in codecs), default=MAX_ROWS)
+    own = min(chunk_tokens, most)
+    others = [size for size in chunks if size != own and size <= most and prompt_tokens <= MAX_CHUNKS * size]
     return {"chunk_tokens": own, "chunks": tuple(others)}
 
 

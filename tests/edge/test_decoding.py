@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from splitglm_core.errors import PromptTooLong
-from splitglm_core.plan import Codec, SplitPlan
+from splitglm_core.plan import Codec, HeadSide, SplitPlan
 from splitglm_core.ranges import LayerRange
 from splitglm_core.sampling import SamplingParams
 from splitglm_edge import Agent
 from splitglm_edge.decoding import DeviceDecoder
+from splitglm_edge.decoding_cloud import CloudDecoder
+from splitglm_edge.decoding_hidden import HiddenDecoder
 from splitglm_edge.front import preload_for
+from splitglm_edge.planning import sendable_chunks
+from splitglm_edge.remote import RemoteSession
 from splitglm_edge.stats import Meter
+from splitglm_edge.timeouts import Timeouts
 from splitglm_glm.sampling import Sampler
+from splitglm_wire.codec import max_rows
+from splitglm_wire.limits import MAX_ROWS
 
 LAYERS = 4
 
@@ -21,6 +30,38 @@ LAYERS = 4
 @pytest.fixture
 def decoder(agent: Agent) -> DeviceDecoder:
     return DeviceDecoder(SplitPlan.device_only(LAYERS, chunk_tokens=8), 64, agent._stack, 64)
+
+
+@given(
+    hidden=st.integers(1, 16384),
+    codecs=st.lists(st.sampled_from(list(Codec)), unique=True, max_size=3).map(tuple),
+    chunk=st.integers(1, 9000),
+    prompt=st.integers(1, 4096),
+)
+def test_a_chunk_that_is_offered_is_the_chunk_that_runs(
+    hidden: int, codecs: tuple[Codec, ...], chunk: int, prompt: int
+) -> None:
+    offered = sendable_chunks(prompt, chunk, (32, 64, 128, 256, 5000), codecs=codecs, hidden=hidden)
+    sizes = (offered["chunk_tokens"], *offered["chunks"])
+    assert len(set(sizes)) == len(sizes) and offered["chunk_tokens"] <= chunk
+    for codec in codecs:
+        assert max(sizes) <= max_rows(codec, hidden)
+    assert max(sizes) <= MAX_ROWS
+
+
+def test_only_chunks_of_hidden_states_are_cut_to_a_record(agent: Agent) -> None:
+    """Of width 4096 a record holds 125 rows of bf16; token ids, and what stays here, are not cut by that."""
+    rows = max_rows(Codec.BF16, 4096)
+    assert rows < 128
+    device = DeviceDecoder(SplitPlan.device_only(LAYERS, chunk_tokens=256), 64, agent._stack, 4096)
+    split = SplitPlan(layers=LAYERS, s=1, t=LAYERS, head=HeadSide.CLOUD, codec=Codec.BF16, chunk_tokens=256)
+    assert agent._cloud is not None
+    remote = RemoteSession(agent._cloud.link, Timeouts())
+    ids = CloudDecoder(SplitPlan.cloud_only(LAYERS, chunk_tokens=256), 64, remote, 4096)
+    states = HiddenDecoder(split, 64, agent._stack, remote, 4096)
+    assert (device._chunk, ids._chunk, states._chunk) == (256, 256, rows)
+    for one in (device, states):
+        one.close()
 
 
 def run(decoder: DeviceDecoder, ids: list[int], count: int, **options: object) -> list[int]:
