@@ -2,11 +2,13 @@
 
 Lines hold sizes and times, never text; the file is its owner's only (0600). A line is written by one call at the end of
 the file, so that several processes may write to one. A file that would exceed ``MAX_BYTES`` becomes ``FILE.1``, in
-place of the one before, and a new one begins: at most twice that is kept.
+place of the one before, and a new one begins: at most twice that is kept. Who writes holds the file's lock (``flock``),
+so that of several processes one renames it and the others go on in the new one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -58,9 +60,7 @@ class DecisionLog:
         data = line.encode() + b"\n"
         with self._lock:
             try:
-                if self._path.exists() and self._path.stat().st_size + len(data) > self._max_bytes:
-                    self._path.replace(f"{self._path}.1")
-                file = self._open()
+                file = self._with_room(len(data))
                 try:
                     written = os.write(file, data)
                     if written < len(data):  # a part of a line would make all of the file unreadable
@@ -73,9 +73,42 @@ class DecisionLog:
                     log.warning("the decision log cannot be written: %s", error.strerror)
                 self._failed = True
 
+    def _with_room(self, size: int) -> int:
+        """The file that bears the name now, open and locked, with room for ``size`` bytes or empty."""
+        while True:
+            file = self._open()
+            try:
+                _lock(file)
+                ours, named = os.fstat(file), self._named()
+                # While we waited for the lock another process may have renamed it.
+                if named is not None and (ours.st_dev, ours.st_ino) == (named.st_dev, named.st_ino):
+                    if ours.st_size == 0 or ours.st_size + size <= self._max_bytes:
+                        return file
+                    self._path.replace(f"{self._path}.1")
+            except BaseException:
+                os.close(file)
+                raise
+            os.close(file)
+
+    def _named(self) -> os.stat_result | None:
+        try:
+            return self._path.stat()
+        except FileNotFoundError:
+            return None
+
     def _open(self) -> int:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
         return os.open(self._path, flags | getattr(os, "O_NONBLOCK", 0), 0o600)  # a pipe must not make anybody wait
+
+
+def _lock(file: int) -> None:
+    """Until it is closed. A file system without locks keeps whole lines all the same, and may lose some at a rename."""
+    try:
+        import fcntl
+    except ImportError:  # not on this system
+        return
+    with contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

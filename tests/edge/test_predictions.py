@@ -6,6 +6,8 @@ import json
 import os
 import resource
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +18,7 @@ from running_cloud import RunningCloud, open_agent
 
 from splitglm_core.errors import DeviceError, InputError
 from splitglm_core.plan import Arm
-from splitglm_edge import Agent, Generation
+from splitglm_edge import Agent, Generation, decision_log
 from splitglm_edge.decision_log import DecisionLog, read_lines
 from splitglm_edge.faults import SessionLost
 from splitglm_edge.predictions import KEPT
@@ -158,6 +160,56 @@ def test_a_full_log_gives_way_to_a_new_one_and_lines_stay_whole(tmp_path: Path) 
     for file in tmp_path.iterdir():
         assert file.stat().st_size <= 4000 and stat.S_IMODE(file.stat().st_mode) == 0o600
         assert all(len(json.loads(line)) == 3 for line in file.read_text().splitlines())
+
+
+_WRITER = """
+import sys
+from pathlib import Path
+from splitglm_edge.decision_log import DecisionLog
+
+log = DecisionLog(Path(sys.argv[1]), max_bytes=6000)
+print(flush=True)
+sys.stdin.readline()
+for number in range(100):
+    log.append(f'["{sys.argv[2]}", {number}]'.ljust(49))
+"""
+
+
+def test_two_processes_that_fill_a_log_lose_no_line_of_the_newest(tmp_path: Path) -> None:
+    """200 lines of 50 bytes: one of them rotates, once, and the other goes on in the new file."""
+    path = tmp_path / "log"
+    writers = [
+        subprocess.Popen([sys.executable, "-c", _WRITER, path, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for name in ("a", "b")
+    ]
+    for writer in writers:
+        assert writer.stdout is not None and writer.stdout.readline()
+    for writer in writers:
+        assert writer.stdin is not None
+        writer.stdin.write(b"\n")
+        writer.stdin.flush()
+    assert [(writer.communicate(timeout=30), writer.returncode)[1] for writer in writers] == [0, 0]
+    files = [tmp_path / "log.1", path]
+    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    assert sorted(map(tuple, lines)) == [(name, number) for name in ("a", "b") for number in range(100)]
+    assert files[0].stat().st_size == 6000 and files[1].stat().st_size == 4000
+
+
+def test_who_waited_for_a_renamed_log_goes_on_in_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "log"
+    log = DecisionLog(path, max_bytes=100)
+    log.append("x" * 80)
+    lock, renamed = decision_log._lock, []
+
+    def rotated_meanwhile(file: int) -> None:
+        lock(file)
+        if not renamed:
+            renamed.append(path.replace(tmp_path / "log.1"))
+
+    monkeypatch.setattr(decision_log, "_lock", rotated_meanwhile)
+    log.append("y" * 80)
+    assert (tmp_path / "log.1").read_text() == "x" * 80 + "\n", "it was not replaced by a second rotation"
+    assert path.read_text() == "y" * 80 + "\n"
 
 
 def test_a_log_that_cannot_be_written_is_told_at_once_and_later_costs_no_reply(tmp_path: Path) -> None:
