@@ -151,10 +151,11 @@ def main() -> None:
         f"Model {args.model}, {args.precision} on both sides, one compute thread each, "
         f"{'device and cloud pinned to a core each' if pinned else 'not pinned'}; {args.requests} requests a link, "
         "prompts of 16 to 512 tokens, answers of 8 to 48. Seconds are sums over the requests, the policy's probes and "
-        "deciding included. The emulated links have no jitter, no resting radio and no slow start, and requests begin at "
+        "deciding included. The emulated links have no jitter, no resting radio and no slow start. Requests begin at "
         f"instants of the traces after which neither direction falls silent for {SPAN_S:g} s (*any instant*: evenly "
-        "spread, outages included), the same for all three. *Better* is the side with the smaller sum. The interval is a bootstrap over requests. "
-        f"*TTFT* is the same ratio of the times to the first token. The goal is at most {GOAL:g}.",
+        "spread, outages included), the same for all three. *Better* is the side with the smaller sum. The interval is "
+        f"a bootstrap over requests. *TTFT* is the same ratio of the times to the first token. The goal is at most "
+        f"{GOAL:g}.",
         markdown_table([*header, f"<= {GOAL:g}"], rows),
     ]
     packages = ("splitglm", "numpy", "onnxruntime", "grpcio")
