@@ -106,6 +106,7 @@ def _as_json(decision: Decision, vitals: Vitals) -> dict[str, Any]:
             "sweep_s": situation.cloud.sweep_s,
             "slowdown": situation.cloud.slowdown,
         },
+        "factors": to_plain(situation.factors),
         "vitals": to_plain(vitals),
         "digest": decision.inputs_digest,
     }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from splitglm_partitioner.decision import Decision
+    from splitglm_partitioner.factors import ArmFactors
     from splitglm_partitioner.governor import Vitals
     from splitglm_partitioner.profiles import CloudProfile, DeviceProfile, LinkEstimate
 
@@ -32,6 +33,8 @@ def plan_facts(decision: Decision, profile: DeviceProfile, vitals: Vitals) -> li
         facts.append(("cloud", _cloud(situation.cloud)))
     facts.append(("device", "; ".join(_device(situation.device, profile))))
     facts.append(("sensors", ", ".join(_sensors(vitals)) or "none"))
+    if situation.factors:
+        facts.append(("learnt", "\n".join(_learnt(factors) for factors in situation.factors)))
     facts += [("steering", words) for words in _steering(decision)]
     return facts
 
@@ -62,6 +65,13 @@ def _device(now: DeviceProfile, profile: DeviceProfile) -> Iterator[str]:
     if now.memory_bytes_free < profile.memory_bytes_free:
         yield f"the governor allows {now.memory_bytes_free / 1e6:,.0f} MB, so that others keep theirs"
     yield "power " + ("not stated" if now.power is None else f"{now.power.compute_w:g} W while it computes")
+
+
+def _learnt(factors: ArmFactors) -> str:
+    """What replies of an arm took, against what the model of cost says."""
+    return (
+        f"{factors.arm.value}: TTFT {factors.ttft:.2f} times the model's, further tokens {factors.per_token:.2f} times"
+    )
 
 
 def _sensors(vitals: Vitals) -> Iterator[str]:

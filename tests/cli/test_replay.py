@@ -10,6 +10,9 @@ from cli_runs import Run, Served, one_line_error
 
 from splitglm_cli.reply_options import parse_objective
 from splitglm_core.errors import InputError
+from splitglm_core.plan import Arm
+from splitglm_partitioner.calibration import Calibration
+from splitglm_partitioner.factors import ArmFactors
 from splitglm_partitioner.request import Objective
 from splitglm_wire.limits import MAX_ROWS
 
@@ -176,3 +179,14 @@ def test_plan_shows_what_it_was_decided_on(splitglm: Run, tiny: str, cloud: Serv
         "\nsteering ",
     ):
         assert word in words, word
+
+
+def test_plan_shows_what_replies_taught_it(splitglm: Run, tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = ("--prompt-tokens", "100", "--new-tokens", "20")
+    assert "\nlearnt " not in splitglm("plan", tiny, *size).out
+    learnt = (ArmFactors(arm=Arm.DEVICE, ttft=1.5, per_token=0.75),)
+    monkeypatch.setattr(Calibration, "learnt", lambda self, *at_s: learnt)
+    words = splitglm("plan", tiny, *size).out
+    assert "\nlearnt " in words and "device: TTFT 1.50 times the model's, further tokens 0.75 times" in words
+    document = splitglm("plan", tiny, *size, "--json").document()
+    assert document["factors"] == [{"arm": "device", "ttft": 1.5, "per_token": 0.75}]
