@@ -26,7 +26,8 @@ def account_in_words(stats: Stats, *, seed: int | None) -> str:
         (
             "speed",
             f"TTFT {_seconds(stats.ttft_s)}, then {stats.tokens_per_s:.1f} tok/s, {_seconds(stats.total_s)} in all\n"
-            f"(predicted: TTFT {_seconds(stats.predicted_ttft_s)}, then {_rate(stats.predicted_per_token_s)} tok/s)",
+            f"(from when the plan was ready: TTFT {_seconds(max(0.0, stats.ttft_s - stats.ready_s))}, predicted "
+            f"{_seconds(stats.predicted_ttft_s)}; then predicted {_rate(stats.predicted_per_token_s)} tok/s)",
         ),
         ("bytes", f"{stats.bytes_up:,} up, {stats.bytes_down:,} down, {stats.round_trips} round trips"),
         ("stages", stages or "-"),

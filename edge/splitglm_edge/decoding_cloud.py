@@ -55,6 +55,7 @@ class CloudDecoder(Decoder):
     def _run(self, ids: list[int], max_tokens: int, stop_ids: tuple[int, ...], meter: Meter) -> Iterator[int]:
         while max_tokens > 0:
             chunks = [ids[i : i + self._chunk] for i in range(0, len(ids), self._chunk)]
+            meter.uploads()
             for chunk in chunks[:-1]:
                 self._remote.step(rows_kind=Rows.IDS, rows=len(chunk), payload=_ids(chunk), reply=Reply.ACK)
                 self._drain(meter)

@@ -76,6 +76,7 @@ class HiddenDecoder(Decoder):
             with meter.stage("encode"):
                 payload = codec.encode(hidden, self.plan.codec, base=base)
             last = start + self._chunk >= len(ids)
+            meter.uploads()
             reply = self._reply(last)
             self._remote.step(
                 rows_kind=Rows.HIDDEN,

@@ -141,7 +141,10 @@ class Predictions:
 
 
 def outcome_of(account: Account) -> Outcome:
-    """What the reply cost. Joules are the stated power times the measured seconds; None where no power is stated."""
+    """What the reply cost. Joules are the stated power times the measured seconds; None where no power is stated.
+
+    The radio's seconds are those from the first upload on, as in what is predicted.
+    """
     decision, stats, meter, sums = account.decision, account.stats, account.meter, account.sums
     plan = decision.plan
     ttft_s = max(0.0, meter.first_token_s - meter.prepared_s)
@@ -157,7 +160,8 @@ def outcome_of(account: Account) -> Outcome:
         busy_s = sum(stats.stage_s.get(name, 0.0) for names in _PLACES.values() for name in names)
         energy_j = power.compute_w * busy_s
         if plan.arm is not Arm.DEVICE:
-            energy_j += power.radio_w * total_s
+            idle_s = max(0.0, meter.first_upload_s - meter.prepared_s) if meter.first_upload_s else total_s
+            energy_j += power.radio_w * max(0.0, total_s - idle_s)
             energy_j += power.uplink_j_per_byte * sums.payload_up + power.downlink_j_per_byte * sums.payload_down
     return Outcome(
         ttft_s=ttft_s,

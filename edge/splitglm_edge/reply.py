@@ -260,6 +260,7 @@ class ReplyUnderWay:
             kept_tokens=meter.kept_tokens,
             new_tokens=len(self.token_ids),
             ttft_s=meter.ttft_s,
+            ready_s=meter.ready_s,
             tokens_per_s=meter.tokens_per_s,
             total_s=meter.total_s(),
             bytes_up=sums.bytes_up,

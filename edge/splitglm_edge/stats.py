@@ -22,6 +22,8 @@ class Stats:
         kept_tokens: tokens whose keys and values were kept from the turn before.
         new_tokens: tokens generated.
         ttft_s: seconds from the call to the first token.
+        ready_s: of them, until the plan was ready to run (the cloud was reached and asked, caches made). What is
+            predicted counts from then on.
         tokens_per_s: generated tokens after the first over the time after the first; 0 with fewer than two.
         total_s: seconds from the call to the end.
         bytes_up, bytes_down: sealed records of this reply, probes not counted.
@@ -41,6 +43,7 @@ class Stats:
     kept_tokens: int
     new_tokens: int
     ttft_s: float
+    ready_s: float
     tokens_per_s: float
     total_s: float
     bytes_up: int
@@ -85,6 +88,7 @@ class Meter:
 
     Attributes:
         prepared_s: when the plan was chosen and ready to run: connecting and asking the link lie before.
+        first_upload_s: when the first step went up, as ``prepared_s``; 0 while none has.
         paused_s: while the reader had the word, until the newest token: what he takes is not the plan's doing.
     """
 
@@ -99,6 +103,7 @@ class Meter:
     last_token_s: float = 0.0
     tokens: int = 0
     prepared_s: float = 0.0
+    first_upload_s: float = 0.0
     paused_s: float = 0.0
     _pausing_s: float = 0.0
 
@@ -120,6 +125,10 @@ class Meter:
         """The plan is ready to run."""
         self.prepared_s = time.perf_counter()
 
+    def uploads(self) -> None:
+        """A step is going up."""
+        self.first_upload_s = self.first_upload_s or time.perf_counter()
+
     @contextmanager
     def pause(self) -> Iterator[None]:
         """The reader has the word."""
@@ -139,6 +148,11 @@ class Meter:
     @property
     def ttft_s(self) -> float:
         return self.first_token_s - self.started_s if self.tokens else 0.0
+
+    @property
+    def ready_s(self) -> float:
+        """Seconds from the call until the plan was ready; 0 before."""
+        return max(0.0, self.prepared_s - self.started_s) if self.prepared_s else 0.0
 
     def total_s(self) -> float:
         """Seconds since the call."""

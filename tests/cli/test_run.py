@@ -30,7 +30,7 @@ def test_the_text_goes_to_stdout_and_the_account_to_stderr(splitglm: Run, tiny: 
     outcome = splitglm("run", tiny, "hello", *GREEDY)
     assert outcome.code == 0
     assert outcome.out.rstrip("\n") == answer(splitglm, tiny, "hello", *GREEDY)["text"].rstrip("\n")
-    for word in ("plan", "why", "TTFT", "tok/s", "bytes", "stages", "device only"):
+    for word in ("plan", "why", "TTFT", "when the plan was ready", "tok/s", "bytes", "stages", "device only"):
         assert word in outcome.err
     assert splitglm("run", tiny, "hello", *GREEDY, "--quiet").err == ""
 

@@ -12,13 +12,14 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from running_cloud import RunningCloud, open_agent
+from running_cloud import PATIENT, RunningCloud, open_agent
 
 from splitglm_core.errors import DeviceError, InputError
 from splitglm_core.plan import Arm
-from splitglm_edge import Agent, Generation, decision_log
+from splitglm_edge import Agent, CloudAddress, Generation, decision_log
 from splitglm_edge.decision_log import DecisionLog, read_lines
 from splitglm_edge.faults import SessionLost
 from splitglm_edge.predictions import KEPT
@@ -27,6 +28,7 @@ from splitglm_partitioner.decision import Decision
 from splitglm_partitioner.decision_log import replay
 from splitglm_partitioner.layer_times import LayerTimes
 from splitglm_partitioner.observations import ReplyEnded
+from splitglm_partitioner.power import PowerProfile
 
 Ask = Callable[..., Generation]
 
@@ -122,6 +124,36 @@ def test_what_the_reader_takes_is_not_the_plans_time(agent: Agent, ask: Ask) -> 
         pause.wait(0.2)  # a reader who thinks
     assert generation.stats is not None and generation.stats.total_s > 0.2
     assert agent.predictions()[-1].measured["total_s"] < 0.15
+
+
+def test_the_radios_seconds_begin_with_the_first_upload(
+    model: Path, home: Path, cloud: RunningCloud, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a second of front passes before anything is sent costs computing, and no radio."""
+    power = PowerProfile(compute_w=0.0, radio_w=2.0, uplink_j_per_byte=0.0, downlink_j_per_byte=0.0)
+    with open_agent(model, home, cloud) as built:
+        agent = Agent(
+            checkpoint=built.checkpoint,
+            stack=built._stack,
+            profile=replace(built.profile, power=power),
+            cloud=CloudAddress(address=cloud.address, key=cloud.key),
+            context=built.context,
+            timeouts=PATIENT,
+        )
+        embed, slow = agent._front.embed, threading.Event()
+
+        def late(ids: Any) -> Any:
+            if not slow.is_set():
+                slow.set()
+                threading.Event().wait(0.5)
+            return embed(ids)
+
+        monkeypatch.setattr(agent._front, "embed", late)
+        with agent:
+            ask(agent, "split", max_tokens=3).result()
+            measured = agent.predictions()[-1].measured
+    assert measured["ttft_s"] > 0.5
+    assert 0.0 < measured["energy_j"] <= 2.0 * (measured["total_s"] - 0.5)
 
 
 def test_a_log_line_recomputes_its_decision_and_holds_no_text(
