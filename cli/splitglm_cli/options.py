@@ -95,6 +95,15 @@ System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="Sy
 Deadline = Annotated[
     float | None, typer.Option("--deadline", metavar="SECONDS", min=0.0, help="Bound on the whole answer.")
 ]
+EnergyBudget = Annotated[
+    float | None,
+    typer.Option(
+        "--energy-budget",
+        metavar="JOULES",
+        min=0.0,
+        help="Bound on what the answer takes of this device; needs a stated power, see profile.",
+    ),
+]
 CriticalityOption = Annotated[
     str,
     typer.Option(

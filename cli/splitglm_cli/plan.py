@@ -25,6 +25,7 @@ def plan(
     precision: options.PrecisionOption = Precision.INT8,
     threads: options.Threads = 0,
     deadline: options.Deadline = None,
+    energy_budget: options.EnergyBudget = None,
     objective: options.ObjectiveOption = None,
     chunk: options.Chunk = None,
     cloud: options.Cloud = None,
@@ -62,6 +63,7 @@ def plan(
             expected_new_tokens=new_tokens,
             privacy=privacy,
             deadline_s=deadline,
+            energy_budget_j=energy_budget,
             fixed=Fixed() if cut is None else cut.fixed(agent.checkpoint.config.shape.layers, privacy),
             **given,
         )

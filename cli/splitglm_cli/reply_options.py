@@ -39,6 +39,7 @@ class ReplyOptions:
     split: SplitOption | None
     codec: Codec | None
     deadline_s: float | None
+    energy_budget_j: float | None
     criticality: Criticality
     chunk: int | None
     objective: str | None
@@ -61,6 +62,7 @@ class ReplyOptions:
         split: str | None,
         codec: Codec | None,
         deadline: float | None,
+        energy_budget: float | None = None,
         criticality: str = "critical",
         chunk: int | None,
         objective: str | None = None,
@@ -89,6 +91,7 @@ class ReplyOptions:
             split=SplitOption.parse(split),
             codec=codec,
             deadline_s=deadline,
+            energy_budget_j=energy_budget,
             criticality=parse_criticality(criticality),
             chunk=chunk,
             objective=objective,
@@ -107,6 +110,7 @@ class ReplyOptions:
             "ignore_eos": self.ignore_eos,
             "privacy": self.privacy,
             "deadline_s": self.deadline_s,
+            "energy_budget_j": self.energy_budget_j,
             "criticality": self.criticality,
         } | chunk_options(self.chunk)
         if self.objective is not None:

@@ -78,7 +78,7 @@ class Agent:
             self._cloud = CloudConnection(cloud, checkpoint.fingerprint, self._advice, timeouts=timeouts)
         self._eos = tuple(sorted({*checkpoint.config.eos_token_ids, *self.tokenizer.eos_token_ids}))
         self._timeouts = timeouts or Timeouts()
-        self._planner = Planner(self._advice, self._cloud, stack.resident_weight_bytes)
+        self._planner = Planner(self._advice, self._cloud, profile, stack.resident_weight_bytes)
         self._predictions = Predictions(self._advice, decision_log)
         self._lock = threading.Lock()
         CLOSER.start()
@@ -172,6 +172,7 @@ class Agent:
         codecs: tuple[Codec, ...] = DEFAULT_CODECS,
         objective: Objective | None = None,
         deadline_s: float | None = None,
+        energy_budget_j: float | None = None,
         criticality: Criticality = Criticality.CRITICAL,
         chunk_tokens: int = 128,
         chunks: tuple[int, ...] = (),
@@ -190,6 +191,8 @@ class Agent:
             fixed: decisions that the policy must respect.
             codecs: acceptable for hidden states, best loved first.
             deadline_s: bound on the whole reply.
+            energy_budget_j: bound on what the plan should take of this device, joules; one that takes over after a
+                loss is held to it for what it still has to do. Needs a device whose power is stated.
             criticality: how much it matters when the cloud cannot serve all.
             chunk_tokens: prompt positions per prefill step; at most 4096 and what one record holds of hidden states
                 in each of ``codecs``.
@@ -228,6 +231,7 @@ class Agent:
                 max_new_tokens=most,
                 privacy=privacy,
                 deadline_s=left_s,
+                energy_budget_j=energy_budget_j,
                 objective=objective or Objective(),
                 codecs=codecs,
                 **sendable_chunks(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from splitglm_core.errors import ModelMismatch, NoFeasiblePlan, PromptTooLong, SecurityError, SplitGlmError
+from splitglm_core.errors import InputError, ModelMismatch, NoFeasiblePlan, PromptTooLong, SecurityError, SplitGlmError
 from splitglm_core.plan import Codec, Privacy
 from splitglm_edge.advice import Advice
 from splitglm_edge.connection import CloudConnection
@@ -15,6 +15,7 @@ from splitglm_edge.vitals import Sensors
 from splitglm_partitioner import explain
 from splitglm_partitioner.decision import Decision
 from splitglm_partitioner.governor import Vitals
+from splitglm_partitioner.profiles import DeviceProfile
 from splitglm_partitioner.request import MAX_CHUNKS, Request, Warm
 from splitglm_wire import codec
 from splitglm_wire.limits import MAX_ROWS
@@ -27,17 +28,20 @@ class Planner:
         self,
         advice: Advice,
         cloud: CloudConnection | None,
+        device: DeviceProfile,
         held_bytes: Callable[[], int],
         sensors: Sensors | None = None,
     ) -> None:
         """Begin.
 
         Args:
+            device: as it was profiled.
             held_bytes: memory that this process holds for the model: a plan may use it, although it is not available
                 to others.
         """
         self._advice = advice
         self._cloud = cloud
+        self._device = device
         self._held_bytes = held_bytes
         self._sensors = sensors or Sensors()
 
@@ -49,11 +53,18 @@ class Planner:
         """The decision, and a note when the cloud was left out because it cannot be reached or is too small.
 
         Raises:
+            InputError: energy is weighed or bounded, and this device's power was never stated.
             NoFeasiblePlan: nothing is allowed.
             SecurityError, ModelMismatch: the cloud that answered is the wrong one.
             LinkError, RemoteError: only the cloud could serve this, and it cannot be reached.
             PromptTooLong: only the cloud could serve this, and it serves no such long conversation.
         """
+        if self._device.power is None and (request.objective.energy > 0.0 or request.energy_budget_j is not None):
+            raise InputError(
+                "energy is weighed or bounded, and this device's power is not stated",
+                "state it once: splitglm profile MODEL --compute-watts W --radio-watts W --uplink-joules-per-mb J "
+                "--downlink-joules-per-mb J (with the same --precision and --threads)",
+            )
         usable, unusable, vitals = False, None, self.vitals()
         if self._cloud is not None and use_cloud and request.privacy is not Privacy.LOCAL:
             try:

@@ -111,8 +111,11 @@ def test_an_objective_that_cannot_be_is_refused_in_one_line(splitglm: Run, tiny:
 def test_energy_is_weighed_once_a_power_is_stated(splitglm: Run, tiny: str) -> None:
     size = ("--prompt-tokens", "50", "--new-tokens", "20", "--precision", "fp32", "--json")
     energy = ("--objective", "latency=1,energy=0.5")
-    refused = splitglm("plan", tiny, *size, *energy)
-    assert refused.code in (64, 78) and "power" in one_line_error(refused)
+    for asked in (energy, ("--energy-budget", "10")):
+        refused = splitglm("plan", tiny, *size, *asked)
+        assert refused.code == 64 and "splitglm profile MODEL --compute-watts" in one_line_error(refused)
+    refused = splitglm("run", tiny, "hello", *REPLY, "--energy-budget", "10")
+    assert refused.code == 64 and "--radio-watts" in one_line_error(refused)
     part = splitglm("profile", tiny, "--precision", "fp32", "--compute-watts", "4")
     assert part.code == 64 and "--radio-watts" in one_line_error(part)
     whole = (
@@ -129,6 +132,12 @@ def test_energy_is_weighed_once_a_power_is_stated(splitglm: Run, tiny: str) -> N
     assert stated == {"compute_w": 4.0, "radio_w": 1.0, "uplink_j_per_byte": 2e-6, "downlink_j_per_byte": 1e-6}
     plan = splitglm("plan", tiny, *size, *energy).document()["chosen"]
     assert plan["energy_j"] > 0.0 and plan["value"] == pytest.approx(plan["total_s"] + 0.5 * plan["energy_j"])
+    allowed = splitglm("plan", tiny, *size, "--energy-budget", repr(1.5 * plan["energy_j"])).document()
+    assert allowed["chosen"]["energy_j"] == pytest.approx(plan["energy_j"])
+    beyond = splitglm("plan", tiny, *size, "--energy-budget", repr(0.5 * plan["energy_j"]))
+    assert beyond.code == 78 and "budget" in one_line_error(beyond)
+    answer = splitglm("run", tiny, "hello", *REPLY, "--precision", "fp32", "--energy-budget", "1e6")
+    assert answer.code == 0 and answer.out
     again = splitglm("profile", tiny, "--precision", "fp32", "--compute-watts", "5", "--json").document()["device"]
     assert again["power"] == stated | {"compute_w": 5.0}, "what was stated before stays"
 
