@@ -88,6 +88,7 @@ class Planner:
             if unusable is not None:
                 raise unusable from None
             raise
+        decision = replace(decision, notes=felt_notes(decision))
         return decision, () if unusable is None else (f"without the cloud: {unusable.what}",)
 
     def prepare(self, talk: Conversation, request: Request, *, genre: str = "", use_cloud: bool) -> Prepared:
@@ -117,6 +118,19 @@ def sendable_chunks(
     own = min(chunk_tokens, most)
     others = [size for size in chunks if size != own and size <= most and prompt_tokens <= MAX_CHUNKS * size]
     return {"chunk_tokens": own, "chunks": tuple(others)}
+
+
+def felt_notes(decision: Decision) -> tuple[str, ...]:
+    """What bound the device (``Decision.notes``), less a bound on its memory that leaves room for every plan.
+
+    The governor tells its bound on memory wherever it is below what was free when the device was profiled, which is
+    nearly always; it is news only where the whole model with the longest answer would not fit.
+    """
+    device, request = decision.situation.device, decision.situation.request
+    most = device.memory_bytes(device.layers, request.positions, embedding=True, head=True)
+    if most > device.memory_bytes_free:
+        return decision.notes
+    return tuple(note for note in decision.notes if not note.startswith(f"{device.memory_bytes_free / 1e6:.0f} MB of "))
 
 
 def warm_for(talk: Conversation, ids: list[int]) -> Warm | None:
