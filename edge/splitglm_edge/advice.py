@@ -6,6 +6,7 @@ connects, sends or waits under it.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -73,6 +74,7 @@ class Advice:
         self._advisor = Advisor(model=model, device=device)
         self._lock = threading.Lock()
         self._profile: CloudProfile | None = None
+        self._queued_s = -math.inf
 
     @property
     def profile(self) -> CloudProfile | None:
@@ -88,6 +90,15 @@ class Advice:
     def observe(self, observation: Observation) -> None:
         with self._lock:
             self._advisor.observe(observation)
+
+    def queued(self, until_s: float | None) -> None:
+        """What was handed to the link so far will have left the device at ``until_s``; None: nothing is on its way."""
+        now_s = self.now_s()
+        if until_s is None and self._queued_s <= now_s:
+            return
+        with self._lock:
+            self._queued_s = now_s if until_s is None else until_s
+            self._advisor.queued(self._queued_s)
 
     def link(self) -> LinkEstimate:
         """The link as estimated now; an ordinary one before anything was seen of it."""

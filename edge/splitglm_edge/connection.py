@@ -8,12 +8,13 @@ from __future__ import annotations
 import copy
 import threading
 import time
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
 
-from splitglm_core.errors import InputError, LinkError, ProtocolError
+from splitglm_core.errors import InputError, LinkError, ProtocolError, SplitGlmError
 from splitglm_edge.advice import Listener
 from splitglm_edge.link import CloudLink
 from splitglm_edge.timeouts import Timeouts
@@ -69,6 +70,8 @@ class CloudConnection:
         self._retired: list[CloudLink] = []  # draining: sessions on them may still be answered
         self._refused: tuple[float, LinkError] | None = None
         self._closed = False
+        self._asking = threading.Lock()
+        self._question: Future[SplitGlmError | None] | None = None  # that is being put now
         self._advice = advice
         self._traffic = Traffic()
         self._max_context = 0
@@ -132,15 +135,50 @@ class CloudConnection:
             self._retired.remove(link)
             link.close()
 
+    def busy_until_s(self) -> float | None:
+        """When the steps that may be on their way will have left this device, as estimated; None when there are none.
+
+        On the clock of what is observed. The newest of them may have left, so it may be past.
+        """
+        return self._traffic.leaves_s(self._advice.link().uplink_bytes_per_s)
+
     def probe(self, wanted: Probing) -> None:
         """Ask the link what is wanted to be known of it; connects when there is no link.
+
+        One question is put at a time: of two, each would find a link of half the rate. Who comes while another one asks
+        gets that one's answer. Nothing is asked behind an upload of our own: it would be the time of that, which is
+        known.
 
         Raises:
             LinkError and what ``link`` raises.
         """
         if wanted is Probing.NONE:
             return
+        with self._asking:
+            other, mine = self._question, Future[SplitGlmError | None]()
+            if other is None:
+                self._question = mine
+        if other is not None:
+            error = other.result()
+            if error is not None:
+                raise copy.copy(error)
+            return
+        told: SplitGlmError | None = None
+        try:
+            self._probe(wanted)
+        except SplitGlmError as error:
+            told = copy.copy(error)  # a copy: the error that is raised holds the frames of all who see it
+            raise
+        finally:
+            with self._asking:
+                self._question = None
+            mine.set_result(told)
+
+    def _probe(self, wanted: Probing) -> None:
         link = self.link()
+        busy_s = self.busy_until_s()
+        if busy_s is not None and busy_s > self._advice.now_s():
+            return
         try:
             self._ask(link, wanted)
         except LinkError:

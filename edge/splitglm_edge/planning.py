@@ -76,7 +76,9 @@ class Planner:
                         f"{self._cloud.max_context} positions that the cloud serves",
                         "shorten the prompt or lower --max-tokens",
                     )
+                self._advice.queued(self._cloud.busy_until_s())
                 self._cloud.probe(self._advice.wants(request, vitals=vitals, genre=genre))
+                self._advice.queued(self._cloud.busy_until_s())  # asking took its time
                 usable = True
             except (SecurityError, ModelMismatch):
                 raise  # the wrong cloud is a matter for a person, not a reason to go on silently

@@ -75,6 +75,23 @@ class Traffic:
             others = [other for other in self._watches if other is not watch]
         return not any(other.sending for other in others), not any(other.waiting for other in others)
 
+    def leaves_s(self, bytes_per_s: float) -> float | None:
+        """When what may be on its way will have left this device, at this rate; None when nothing is.
+
+        Bytes leave in the order in which they were handed over, each step's from then on or when those before it have
+        left.
+        """
+        with self._lock:
+            watches = list(self._watches)
+        under_way = sorted(it for watch in watches for it in watch.under_way)
+        if not under_way:
+            return None
+        known_s = [watch.left_s for watch in watches if watch.left_s is not None]
+        until_s = max(known_s, default=under_way[0][0])
+        for at_s, size in under_way:
+            until_s = max(until_s, at_s) + size / bytes_per_s
+        return until_s
+
 
 class StepWatch:
     """Of one conversation's session. Used from one thread.
@@ -112,6 +129,16 @@ class StepWatch:
     def sending(self) -> bool:
         """A step of this session is not answered at all, so that its bytes may be on their way. Any thread may ask."""
         return any(not sent.begun for sent in tuple(self._sent.values()))
+
+    @property
+    def under_way(self) -> list[tuple[float, int]]:
+        """When each such step was handed over, and its bytes. Any thread may ask."""
+        return [(sent.at_s, len(sent.step.payload)) for sent in tuple(self._sent.values()) if not sent.begun]
+
+    @property
+    def left_s(self) -> float | None:
+        """When the newest answered step had left this device, None where that is not known. Any thread may ask."""
+        return self._left_s
 
     def begin(self, plan: SplitPlan) -> None:
         """A reply begins."""

@@ -13,6 +13,7 @@ from running_cloud import RunningCloud, open_agent
 from splitglm_cli.plan_facts import plan_facts
 from splitglm_core.plan import Privacy
 from splitglm_edge import Agent, Generation
+from splitglm_edge.advice import Advice
 from splitglm_edge.link import CloudLink
 from splitglm_edge.vitals import Sensors
 from splitglm_partitioner.governor import Vitals
@@ -112,3 +113,16 @@ def test_every_pass_and_every_step_of_a_reply_is_told(
     cut = {"cloud": (0, 4), "split": (1, 4), "ushape": (1, 3)}.get(arm)
     assert [(it.rows, it.context_tokens) for it in steps] == (met if cut else [])
     assert {(it.start, it.stop) for it in steps} == ({cut} if cut else set())
+
+
+def test_what_is_on_its_way_is_a_wait_and_what_has_left_is_none(agent: Agent) -> None:
+    at_s = [1000.0]
+    advice = Advice(agent._shape, agent.profile, lambda: at_s[0])
+    advice.queued(None)
+    assert advice.link().uplink_queue_s == 0.0
+    advice.queued(1003.0)
+    assert advice.link().uplink_queue_s == pytest.approx(3.0)
+    at_s[0] = 1001.0
+    assert advice.link().uplink_queue_s == pytest.approx(2.0)
+    advice.queued(None)  # it was answered sooner than thought
+    assert advice.link().uplink_queue_s == 0.0

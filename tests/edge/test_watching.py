@@ -176,6 +176,25 @@ def test_a_step_behind_another_conversations_upload_tells_nothing_of_the_link() 
     assert any(isinstance(it, RoundTrip) for it in seen), "with nothing in its way it tells the round trip"
 
 
+def test_what_is_under_way_leaves_in_the_order_in_which_it_was_handed_over() -> None:
+    traffic = Traffic()
+    first, second = (StepWatch(lambda it: None, lambda: LINK, lambda: None, traffic) for _ in range(2))
+    for watch in (first, second):
+        watch.begin(PLAN)
+    assert traffic.leaves_s(1e5) is None
+    for ticket in (1, 2):
+        first.sent(ticket, one_step(100_000), at_s=0.0, idle_s=0.0, alone=ticket == 1)
+    second.sent(1, one_step(50_000), at_s=0.5, idle_s=0.0, alone=True)
+    assert traffic.leaves_s(1e5) == pytest.approx(2.5)
+    first.done(StepDone(1, 1, 0, 0.0, 0.0, 0.01), 1.0 + LINK.rtt_s + 0.01)
+    assert traffic.leaves_s(1e5) == pytest.approx(2.5), "the second one began when the first had left, not at 0"
+    second.sent(2, one_step(10_000), at_s=9.0, idle_s=0.0, alone=False)
+    assert traffic.leaves_s(1e5) == pytest.approx(9.1), "what was handed over later waits for nothing"
+    first.forget()
+    second.forget()
+    assert traffic.leaves_s(1e5) is None
+
+
 def test_another_conversations_generation_is_in_the_cloud_but_not_on_the_link() -> None:
     seen: list[Observation] = []
     traffic = Traffic()
