@@ -24,6 +24,8 @@ from splitglm_sims.study.run import run_study
 
 STUDIES = ("regret", "guard", "decoding", "crowd")
 RECORDED = "recorded"
+DRAWN = ("regret", RECORDED)
+"""Whose worlds are drawn one by one in the committed report; of the others the figures of the goals are kept."""
 SMOKE = ("quick",)
 
 
@@ -55,12 +57,24 @@ def report(names: tuple[str, ...], args: argparse.Namespace, work: Path, out: Pa
     sections = [Section.of(folder) for folder in folders]
     html, markdown = write_report(sections, work / "report")
     if out != work / "report":
-        shutil.rmtree(out, ignore_errors=True)
-        shutil.copytree(work / "report", out, ignore=shutil.ignore_patterns(html.name))
+        keep(names, html, markdown, out)
     for section in sections:
         judged = [verdict for verdict in section.verdicts if verdict.met is not None]
         print(f"{section.results.config.name}: {sum(bool(v.met) for v in judged)} of {len(judged)} goals met")
     print(f"report: {out / markdown.name}; as one page: {html}")
+
+
+def keep(names: tuple[str, ...], html: Path, markdown: Path, out: Path) -> None:
+    """The report without its page and without the figures of single worlds that ``DRAWN`` leaves out."""
+    drawn = tuple(f"{number}-" for number, name in enumerate(names) if name in DRAWN)
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(markdown.parent, out, ignore=shutil.ignore_patterns(html.name))
+    left_out = [f for f in (out / "figures").iterdir() if "-goal-" not in f.name and not f.name.startswith(drawn)]
+    for figure in left_out:
+        figure.unlink()
+    text = (out / markdown.name).read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if not any(f"/{figure.name})" in line for figure in left_out)]
+    (out / markdown.name).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

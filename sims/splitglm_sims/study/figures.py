@@ -187,5 +187,11 @@ def _svg(draw: Callable[[Figure], None], name: str, *, width: float, height: flo
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     body = text[text.index("<svg") :].rstrip() + "\n"
+    body = re.sub(r'(\bd|\bx|\by)="[^"]*"', lambda drawn: _rounded(drawn[0]), body)
     prefix = re.sub("[^a-z0-9]+", "-", name.lower())
     return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}.", body)
+
+
+def _rounded(drawn: str) -> str:
+    """Coordinates to a tenth of a point, which is more than is seen."""
+    return re.sub(r"\d+\.\d{2,}", lambda found: f"{float(found[0]):.1f}", drawn)
