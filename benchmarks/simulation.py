@@ -21,12 +21,13 @@ import numpy as np
 
 from splitglm_core.plan import Codec, HeadSide, Privacy, SplitPlan
 from splitglm_partitioner.drafts import DraftStatistics
+from splitglm_partitioner.link_estimator import Probing
 from splitglm_partitioner.observations import Observation
 from splitglm_sims.links.fitted import link_class
 from splitglm_sims.presets.machines import cloud_preset, device_preset
 from splitglm_sims.strategies.facts import Facts
 from splitglm_sims.strategies.registry import make_strategy
-from splitglm_sims.strategies.strategy import Probe, Strategy, Task
+from splitglm_sims.strategies.strategy import Strategy, Task
 from splitglm_sims.world.crowd import CrowdScene, run_crowd
 from splitglm_sims.world.lone import run_lone
 from splitglm_sims.world.record import Record
@@ -62,8 +63,8 @@ class OnePlan:
     def __init__(self, plan: SplitPlan) -> None:
         self._plan = plan
 
-    def probe(self, task: Task) -> Probe:
-        return Probe.NONE
+    def probe(self, task: Task) -> Probing:
+        return Probing.NONE
 
     def choose(self, task: Task) -> SplitPlan:
         return self._plan

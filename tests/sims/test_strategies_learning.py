@@ -23,12 +23,12 @@ from strategy_worlds import (
 
 from splitglm_core.plan import Arm, Privacy
 from splitglm_partitioner.layer_times import LayerTimes
+from splitglm_partitioner.link_estimator import Probing
 from splitglm_partitioner.observations import CloudHint, CloudStep, Direction, Outcome, ReplyEnded, RoundTrip
 from splitglm_partitioner.policy import decide
 from splitglm_partitioner.request import Objective, Situation
 from splitglm_sims.strategies.fixed import fixed_arms
 from splitglm_sims.strategies.registry import make_strategy
-from splitglm_sims.strategies.strategy import Probe
 
 # The device could answer alone in 3.4 s, the cloud in 0.4 s if the link were as fast as first measured; it is not.
 SLOW = replace(LINK, uplink_bytes_per_s=2e3, downlink_bytes_per_s=2e3, rtt_s=2.0)
@@ -88,13 +88,13 @@ def test_exp3_draws_good_arms_more_often(seed: int) -> None:
 def test_neurosurgeon_follows_the_bandwidth_last_measured_and_asks_when_blind() -> None:
     situation = make_situation(privacy=Privacy.NO_TEXT, **SMALL)
     strategy = make_strategy("neurosurgeon", situation_facts=make_facts(situation), seed=0)
-    assert strategy.probe(make_task(situation, 0.0)) is Probe.RATES
+    assert strategy.probe(make_task(situation, 0.0)) is Probing.RATES
     assert strategy.choose(make_task(situation)) == decide(situation).plan
     for direction in Direction:
         strategy.observe(seen(direction, 100_000, 2e3, 5.0))
     strategy.observe(RoundTrip(at_s=5.0, seconds=2.0))
-    assert strategy.probe(make_task(situation, 604.0)) is Probe.NONE
-    assert strategy.probe(make_task(situation, 606.0)) is Probe.RATES
+    assert strategy.probe(make_task(situation, 604.0)) is Probing.NONE
+    assert strategy.probe(make_task(situation, 606.0)) is Probing.RATES
     measured = replace(situation, link=replace(SLOW, overhead_s=LINK.overhead_s))
     assert strategy.choose(make_task(situation, 10.0)) == decide(measured).plan
     strategy.observe(seen(Direction.UP, 1000, 1e9, 11.0))  # too small to tell a rate

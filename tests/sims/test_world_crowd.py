@@ -23,8 +23,8 @@ from splitglm_cloud.engine.boarding import SweepLimits
 from splitglm_cloud.gateway.load import LoadLimits
 from splitglm_core.errors import InputError
 from splitglm_core.plan import SplitPlan
+from splitglm_partitioner.link_estimator import Probing
 from splitglm_partitioner.observations import CloudHint
-from splitglm_sims.strategies.strategy import Probe
 from splitglm_sims.traces import RateTrace
 from splitglm_sims.world.crowd import CrowdResult, CrowdScene, run_crowd
 from splitglm_sims.world.lone import run_lone
@@ -109,7 +109,7 @@ def test_a_cloud_that_refuses_is_asked_again_and_then_done_without() -> None:
 
 def test_the_cloud_says_how_loaded_it_is() -> None:
     world = scene(jobs=jobs(3, prompt=200, new=40, every_s=2.0), cloud=CloudScene(profile=cloud_profile(2e-3)))
-    strategies = [OnePlan(split(2), Probe.ROUND_TRIP) for _ in range(40)]
+    strategies = [OnePlan(split(2), Probing.ROUND_TRIP) for _ in range(40)]
     crowd = CrowdScene(devices=40, device=lambda _: world, cloud=world.cloud)
     run_crowd(crowd, strategies.__getitem__)
     hints = [one for strategy in strategies for one in strategy.told if isinstance(one, CloudHint)]
@@ -122,7 +122,7 @@ def test_a_device_that_begins_later_is_told_the_load_of_then() -> None:
     cloud = CloudScene(profile=cloud_profile(2e-3))
     busy = scene(jobs=jobs(40, prompt=100, new=60, every_s=0.5), cloud=cloud)
     late = scene(jobs=tuple(replace(job, at_s=10.0 + job.at_s) for job in jobs(1)), cloud=cloud)
-    asking = OnePlan(DEVICE_ONLY, Probe.ROUND_TRIP)
+    asking = OnePlan(DEVICE_ONLY, Probing.ROUND_TRIP)
     crowd = CrowdScene(devices=25, device=lambda index: busy if index else late, cloud=cloud)
     result = run_crowd(crowd, lambda index: OnePlan(split(2)) if index else asking)
     assert result.records[0][0].start_s == 10.0 and result.end_s > 12.0

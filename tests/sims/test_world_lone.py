@@ -29,6 +29,7 @@ from splitglm_core.errors import InputError
 from splitglm_core.plan import Arm, Codec, Privacy, SplitPlan
 from splitglm_partitioner.arms import enumerate_arms
 from splitglm_partitioner.drafts import DraftStatistics
+from splitglm_partitioner.link_estimator import Probing
 from splitglm_partitioner.observations import (
     CloudHint,
     CloudStep,
@@ -41,7 +42,7 @@ from splitglm_partitioner.observations import (
 from splitglm_partitioner.request import Objective
 from splitglm_sims.strategies.facts import Facts
 from splitglm_sims.strategies.registry import make_strategy
-from splitglm_sims.strategies.strategy import Probe, Task
+from splitglm_sims.strategies.strategy import Task
 from splitglm_sims.traces import RateTrace
 from splitglm_sims.world.course import Course
 from splitglm_sims.world.handset import Handset
@@ -83,7 +84,7 @@ def rough(**fields: object) -> Scene:
 
 def dump() -> str:
     """Every figure of some records, for comparison between processes."""
-    return "\n".join(repr(record) for plan in ALL for record in run_lone(rough(seed=7), OnePlan(plan, Probe.RATES)))
+    return "\n".join(repr(record) for plan in ALL for record in run_lone(rough(seed=7), OnePlan(plan, Probing.RATES)))
 
 
 def test_the_same_seed_gives_the_same_records_in_every_process() -> None:
@@ -236,7 +237,10 @@ def test_a_radio_that_rested_costs_its_promotion_once() -> None:
 
 def test_probes_cost_the_request_their_time_and_are_told() -> None:
     none = run_lone(scene(), OnePlan(CLOUD_ONLY))[0]
-    for kind, kinds in ((Probe.ROUND_TRIP, {RoundTrip, CloudHint}), (Probe.RATES, {RoundTrip, CloudHint, Transfer})):
+    for kind, kinds in (
+        (Probing.ROUND_TRIP, {RoundTrip, CloudHint}),
+        (Probing.RATES, {RoundTrip, CloudHint, Transfer}),
+    ):
         strategy = OnePlan(CLOUD_ONLY, kind)
         record = run_lone(scene(jobs=jobs(1)), strategy)[0]
         assert record.probe_s >= 0.04

@@ -9,10 +9,11 @@ from splitglm_core.ranges import LayerRange
 from splitglm_core.shapes import ModelShape
 from splitglm_partitioner.drafts import DraftStatistics
 from splitglm_partitioner.layer_times import LayerTimes
+from splitglm_partitioner.link_estimator import Probing
 from splitglm_partitioner.observations import Observation
 from splitglm_partitioner.power import PowerProfile
 from splitglm_partitioner.profiles import CloudProfile, CodecTime, DeviceProfile, PrecisionProfile
-from splitglm_sims.strategies.strategy import Probe, Task
+from splitglm_sims.strategies.strategy import Task
 from splitglm_sims.traces import RateTrace
 from splitglm_sims.world.scene import CloudScene, DeviceScene, Job, LinkScene, Scene
 
@@ -136,12 +137,12 @@ class OnePlan:
 
     clairvoyant = False
 
-    def __init__(self, plan: SplitPlan, probe: Probe = Probe.NONE) -> None:
+    def __init__(self, plan: SplitPlan, probe: Probing = Probing.NONE) -> None:
         self.plan, self.asks = plan, probe
         self.told: list[Observation] = []
         self.tasks: list[Task] = []
 
-    def probe(self, task: Task) -> Probe:
+    def probe(self, task: Task) -> Probing:
         return self.asks
 
     def choose(self, task: Task) -> SplitPlan:

@@ -109,9 +109,8 @@ class BackgroundLoad:
 class CloudLoad:
     """A cloud's other users: quiet and busy spells, whose lengths are assumed.
 
-    How much slower a busy step is comes from ``run_crowd``: 30,000 devices on the cloud ``gpu-assumed``, when admission
-    begins to refuse, see their decode steps take 1.97 times as long and wait for less than a millisecond. The wait is
-    assumed: other schedulers than ours make steps wait.
+    The slowdown of a busy step and its wait are assumed too: the order of the slowdown is that of a large crowd of this
+    simulator at the edge of what admission lets in, where decode steps hardly wait; other schedulers make them wait.
 
     Attributes:
         use: lengths of the spells.

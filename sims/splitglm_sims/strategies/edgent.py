@@ -20,6 +20,7 @@ from dataclasses import replace
 from splitglm_core.errors import InputError
 from splitglm_core.plan import Privacy, SplitPlan
 from splitglm_partitioner.bounds import MAX_BYTES_PER_S
+from splitglm_partitioner.link_estimator import Probing
 from splitglm_partitioner.observations import Direction, Observation, Transfer
 from splitglm_partitioner.rates import MIN_TRANSFER_BYTES
 from splitglm_partitioner.request import Situation
@@ -27,7 +28,7 @@ from splitglm_sims.strategies.allowed import allowed, changed, cheapest, nearest
 from splitglm_sims.strategies.change_points import ChangePoints
 from splitglm_sims.strategies.facts import Facts
 from splitglm_sims.strategies.passive import Passive
-from splitglm_sims.strategies.strategy import Probe, Task
+from splitglm_sims.strategies.strategy import Task
 
 LOW_BYTES_PER_S = 1e3
 HIGH_BYTES_PER_S = 1e9
@@ -54,11 +55,11 @@ class Edgent(Passive):
         self._seen_at_s: float | None = None
         self._map: dict[Kind, SplitPlan] = {}
 
-    def probe(self, task: Task) -> Probe:
+    def probe(self, task: Task) -> Probing:
         if task.situation.link is None:
-            return Probe.NONE
+            return Probing.NONE
         fresh = self._seen_at_s is not None and task.now_s - self._seen_at_s <= self._probe_after_s
-        return Probe.NONE if fresh else Probe.RATES
+        return Probing.NONE if fresh else Probing.RATES
 
     def choose(self, task: Task) -> SplitPlan:
         situation = replace(task.situation, drafts=())

@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from splitglm_core.plan import SplitPlan
+from splitglm_partitioner.link_estimator import Probing
 from splitglm_partitioner.observations import Observation, ReplyEnded
 from splitglm_partitioner.reply_length import ReplyLength
-from splitglm_sims.strategies.strategy import Probe, Strategy, Task
+from splitglm_sims.strategies.strategy import Strategy, Task
 
 
 class ExpectedLengths:
@@ -25,7 +26,7 @@ class ExpectedLengths:
         """As ``inner``."""
         return self._inner.clairvoyant
 
-    def probe(self, task: Task) -> Probe:
+    def probe(self, task: Task) -> Probing:
         """As ``inner`` wants it."""
         return self._inner.probe(self._told(task))
 

@@ -16,13 +16,14 @@ from dataclasses import replace
 
 from splitglm_core.errors import InputError
 from splitglm_core.plan import SplitPlan
+from splitglm_partitioner.link_estimator import Probing
 from splitglm_partitioner.observations import Observation
 from splitglm_partitioner.request import Objective
 from splitglm_sims.strategies.allowed import changed, cheapest
 from splitglm_sims.strategies.facts import Facts
 from splitglm_sims.strategies.last_seen import LastSeen
 from splitglm_sims.strategies.passive import Passive
-from splitglm_sims.strategies.strategy import Probe, Task
+from splitglm_sims.strategies.strategy import Task
 
 AIMS: dict[str, Objective | None] = {
     "objective": None,
@@ -38,11 +39,11 @@ class Neurosurgeon(Passive):
         self._aim, self._probe_after_s = aim, probe_after_s
         self._seen = LastSeen()
 
-    def probe(self, task: Task) -> Probe:
+    def probe(self, task: Task) -> Probing:
         seen_s = self._seen.rate_at_s
         if task.situation.link is None or (seen_s is not None and task.now_s - seen_s <= self._probe_after_s):
-            return Probe.NONE
-        return Probe.RATES
+            return Probing.NONE
+        return Probing.RATES
 
     def choose(self, task: Task) -> SplitPlan:
         situation = replace(self._seen.apply(task.situation), drafts=())

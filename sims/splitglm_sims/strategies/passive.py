@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from splitglm_partitioner.link_estimator import Probing
 from splitglm_partitioner.observations import Observation
-from splitglm_sims.strategies.strategy import Probe, Task
+from splitglm_sims.strategies.strategy import Task
 
 
 class Passive:
@@ -11,9 +12,9 @@ class Passive:
 
     clairvoyant: bool = False
 
-    def probe(self, task: Task) -> Probe:
+    def probe(self, task: Task) -> Probing:
         """Nothing is asked of the link."""
-        return Probe.NONE
+        return Probing.NONE
 
     def observe(self, observation: Observation) -> None:
         """Nothing is learnt."""

@@ -9,11 +9,11 @@ from splitglm_core.plan import SplitPlan
 from splitglm_partitioner.advisor import Advisor, AdvisorSettings
 from splitglm_partitioner.decision import Decision
 from splitglm_partitioner.guidance import SteeringSettings
-from splitglm_partitioner.link_estimator import PROBE_BYTES
+from splitglm_partitioner.link_estimator import PROBE_BYTES, Probing
 from splitglm_partitioner.observations import Direction, Observation, ReplyEnded, RoundTrip, Transfer
 from splitglm_partitioner.request import Request
 from splitglm_sims.strategies.facts import Facts
-from splitglm_sims.strategies.strategy import Probe, Task
+from splitglm_sims.strategies.strategy import Task
 
 STEERING = SteeringSettings()
 
@@ -32,11 +32,10 @@ class Product:
         self._advisor, self._facts, self._connected = advisor, facts, False
         self._decision: Decision | None = None
 
-    def probe(self, task: Task) -> Probe:
+    def probe(self, task: Task) -> Probing:
         """What the advisor wants to know of the link first."""
         self._connect(task)
-        wanted = self._advisor.wants(self._asked(task), now_s=task.now_s, vitals=task.vitals, genre=task.genre)
-        return Probe(wanted.value)
+        return self._advisor.wants(self._asked(task), now_s=task.now_s, vitals=task.vitals, genre=task.genre)
 
     def choose(self, task: Task) -> SplitPlan:
         """The advisor's decision."""

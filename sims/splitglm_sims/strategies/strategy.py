@@ -8,21 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 from typing import Protocol
 
 from splitglm_core.plan import SplitPlan
 from splitglm_partitioner.governor import Vitals
+from splitglm_partitioner.link_estimator import Probing
 from splitglm_partitioner.observations import Observation, Outcome
 from splitglm_partitioner.request import Situation
-
-
-class Probe(Enum):
-    """What a device may ask of the link before it decides. It costs the request that time."""
-
-    NONE = "none"
-    ROUND_TRIP = "round-trip"
-    RATES = "rates"  # a round trip, and 32 KiB each way
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +46,7 @@ class Strategy(Protocol):
     def clairvoyant(self) -> bool:
         """Whether it must be told the future. Such a strategy is a bound, not a competitor."""
 
-    def probe(self, task: Task) -> Probe:
+    def probe(self, task: Task) -> Probing:
         """What to measure before ``choose`` is asked for the same request."""
 
     def choose(self, task: Task) -> SplitPlan:

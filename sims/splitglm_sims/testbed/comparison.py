@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 from splitglm_core.plan import Arm, SplitPlan
 from splitglm_core.shapes import ModelShape
+from splitglm_partitioner.link_estimator import Probing
 from splitglm_partitioner.observations import Observation
-from splitglm_sims.strategies.strategy import Probe, Task
+from splitglm_sims.strategies.strategy import Task
 from splitglm_sims.testbed.bed import Run
 from splitglm_sims.testbed.machines import Machines
 from splitglm_sims.testbed.work import profiled_work, real_work
@@ -24,8 +25,8 @@ class Told:
     plan: SplitPlan
     clairvoyant: bool = False
 
-    def probe(self, task: Task) -> Probe:
-        return Probe.NONE
+    def probe(self, task: Task) -> Probing:
+        return Probing.NONE
 
     def choose(self, task: Task) -> SplitPlan:
         return self.plan

@@ -11,12 +11,11 @@ from dataclasses import replace
 from splitglm_core.plan import Arm, SplitPlan
 from splitglm_partitioner.cloud_load import Load
 from splitglm_partitioner.governor import Vitals
-from splitglm_partitioner.link_estimator import PROBE_BYTES
+from splitglm_partitioner.link_estimator import PROBE_BYTES, Probing
 from splitglm_partitioner.observations import Outcome
 from splitglm_partitioner.profiles import LinkEstimate
 from splitglm_partitioner.request import Request, Situation, Warm
 from splitglm_partitioner.round_trips import MIN_REST_S
-from splitglm_sims.strategies.strategy import Probe
 from splitglm_sims.world import seen
 from splitglm_sims.world.account import Account, Pace
 from splitglm_sims.world.drafting import drafter_of
@@ -171,9 +170,9 @@ class Handset:
             # The last token is known but was not run.
             self.sessions[job.conversation] = plan, job.prompt_tokens + job.new_tokens - 1
 
-    def probe(self, kind: Probe, account: Account, draws: Draws, now_s: float) -> float:
+    def probe(self, kind: Probing, account: Account, draws: Draws, now_s: float) -> float:
         """Ask the link; returns when the answer is there, or when the device stops waiting for it."""
-        if kind is Probe.NONE:
+        if kind is Probing.NONE:
             return now_s
         idle_s = self.link.idle_s(now_s)
         account.used_link(now_s)
@@ -186,7 +185,7 @@ class Handset:
             now_s = at_s
             if round_trip_s >= TIMEOUTS.silence_s:
                 return now_s
-        if kind is Probe.ROUND_TRIP:
+        if kind is Probing.ROUND_TRIP:
             return now_s
         for place, (up, down) in enumerate(((PROBE_BYTES, PING_BYTES), (PING_BYTES, PROBE_BYTES)), 2):
             at_s = self._ping(draws, place, now_s, up, down)
